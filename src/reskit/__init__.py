@@ -1,3 +1,69 @@
-"""Residual networks from labelled data to a monitored service."""
+"""Residual networks from labelled data to a monitored service: measured, not guessed.
+
+The public names below are imported on first use, so that ``import reskit`` stays instant:
+
+- `create_model`, `list_models`: networks by name
+- `train`: a recipe and data to a bundle
+- `load`: a bundle; `evaluate` and `predict` with one
+- `load_recipe`, `list_recipes`: recipes
+- `open_source`: data behind one door
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from reskit.bundle import Bundle, load
+    from reskit.config import Recipe, list_recipes, load_recipe
+    from reskit.data import open_source
+    from reskit.errors import ReskitError
+    from reskit.evaluation import evaluate
+    from reskit.models import create_model, list_models
+    from reskit.prediction import predict
+    from reskit.training import train
+
+_HOMES = {
+    "Bundle": "reskit.bundle",
+    "Recipe": "reskit.config",
+    "ReskitError": "reskit.errors",
+    "create_model": "reskit.models",
+    "evaluate": "reskit.evaluation",
+    "list_models": "reskit.models",
+    "list_recipes": "reskit.config",
+    "load": "reskit.bundle",
+    "load_recipe": "reskit.config",
+    "open_source": "reskit.data",
+    "predict": "reskit.prediction",
+    "train": "reskit.training",
+}
+
+__all__ = [  # noqa: RUF022 - the order of use
+    "create_model",
+    "list_models",
+    "open_source",
+    "load_recipe",
+    "list_recipes",
+    "train",
+    "load",
+    "evaluate",
+    "predict",
+    "Bundle",
+    "Recipe",
+    "ReskitError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'reskit' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

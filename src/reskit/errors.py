@@ -16,6 +16,7 @@ __all__ = [
     "InterruptedRun",
     "MissingExtraError",
     "ModelError",
+    "OutputError",
     "ReskitError",
     "TrainingError",
     "UnknownNameError",
@@ -50,6 +51,10 @@ class BundleError(ReskitError):
 
 class TrainingError(ReskitError):
     """Training cannot start or cannot go on."""
+
+
+class OutputError(ReskitError):
+    """A file cannot be written: no space, no permission, a read-only place."""
 
 
 class InterruptedRun(ReskitError):

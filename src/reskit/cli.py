@@ -1,0 +1,242 @@
+"""The command line: one command a verb. Parse, call the API, print; no logic.
+
+Exit codes: 0 done, 1 a failure that is the user's to mend (one line on standard error), 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from reskit.errors import ReskitError
+
+app = typer.Typer(
+    name="reskit",
+    help="Residual networks from labelled data to a monitored service: measured, not guessed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.")]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", metavar="PATH", help="Image folder, Parquet, CSV, Arrow, WebDataset or Hub name."),
+]
+
+
+@app.command()
+def train(
+    recipe: Annotated[str | None, typer.Argument(help="A packaged recipe or a YAML file.")] = None,
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run's folder.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train a network and write a bundle."""
+    from reskit.training import train as run
+
+    result = run(recipe, data=data, out=out, overrides=overrides or (), resume=resume)
+    if os.environ.get("RANK", "0") != "0":  # launched by torchrun: one process speaks for all
+        return
+    if json:
+        _print_json(result.as_dict())
+        return
+    _print_metrics(f"{result.split} split", result.metrics)
+    _print_paths({"bundle": result.bundle, **result.files})
+
+
+@app.command()
+def evaluate(
+    bundle: BundlePath,
+    data: Data = None,
+    split: Annotated[str | None, typer.Option(help="Which split; the held-out one when absent.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Write report, plots and rows here.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples at once.")] = 256,
+    on_corrupt: Annotated[str, typer.Option(help="refuse or skip images that cannot be read.")] = "refuse",
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure a bundle on labelled data."""
+    from reskit.evaluation import evaluate as run
+
+    result = run(bundle, data, split=split, out=out, batch_size=batch_size, on_corrupt=on_corrupt)
+    if json:
+        _print_json(result.as_dict())
+        return
+    _print_metrics(f"{result.split} split, {len(result.examples['index'])} examples", result.metrics)
+    _print_paths(result.files)
+
+
+@app.command()
+def predict(
+    bundle: BundlePath,
+    inputs: Annotated[list[str], typer.Argument(help="Files, folders or globs; - reads a list from standard input.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the table: .csv, .json, .jsonl or .parquet.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 32,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Predict for images; one that cannot be read becomes a row with an error."""
+    from reskit.prediction import predict as run
+
+    listed = [line for line in sys.stdin.read().splitlines() if line.strip()] if "-" in inputs else []
+    predictions = run(bundle, [name for name in inputs if name != "-"] + listed, batch_size=batch_size)
+    if out:
+        predictions.write(out)
+    if json:
+        _print_json({"predictions": list(predictions), "out": str(out) if out else None})
+    elif out:
+        _print_paths({"predictions": out})
+    else:
+        _console().print(predictions)
+
+
+@app.command()
+def models(
+    pattern: Annotated[str, typer.Argument(help="A shell pattern, such as '*resnet*'.")] = "*",
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the networks, their parameters and sources."""
+    from reskit.models import MODELS
+
+    entries = [MODELS.get(name) for name in MODELS.names(pattern)]
+    if not entries:
+        raise ReskitError(f"no model matches {pattern!r}; `reskit models` lists all {len(MODELS)}")
+    rows = [
+        {
+            "name": entry.name,
+            "parameters": entry.parameters,
+            "classes": entry.num_classes,
+            "input": "x".join(map(str, entry.input_size)),
+            "paper": entry.paper,
+        }
+        for entry in entries
+    ]
+    _print_json(rows) if json else _print_rows(rows)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show this one whole.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the packaged recipes, or show one."""
+    from reskit.config import list_recipes, load_recipe
+
+    if name is not None:
+        import yaml
+
+        values = load_recipe(name).model_dump(mode="json")
+        _print_json(values) if json else typer.echo(yaml.safe_dump(values, sort_keys=False), nl=False)
+        return
+    known = [load_recipe(recipe) for recipe in list_recipes()]
+    rows = [{"name": r.name, "model": r.model.name, "epochs": r.training.epochs, "description": r.description} for r in known]
+    _print_json(rows) if json else _print_rows(rows)
+
+
+@app.command()
+def doctor(json: Json = False, debug: Debug = False) -> None:
+    """Say what this machine has, what is installed, and what is missing for which extra."""
+    from reskit.environment import extras, machine, versions
+
+    report = {"machine": machine(), "versions": versions(), "missing": extras()}
+    if json:
+        _print_json(report)
+        return
+    _print_rows([{"machine": key, "found": _plain(value)} for key, value in report["machine"].items()])
+    _print_rows([{"package": key, "version": value} for key, value in report["versions"].items()])
+    _print_rows(
+        [
+            {"extra": extra, "missing": ", ".join(absent) or "nothing", "install": f"pip install 'reskit[{extra}]'"}
+            for extra, absent in report["missing"].items()
+        ]
+    )
+
+
+def main() -> None:
+    """Run the command line; turn what is the user's to mend into one line and exit code 1."""
+    try:
+        app()
+    except ReskitError as error:
+        _fail(error)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}:
+            raise
+        _fail(error)
+    except KeyboardInterrupt:
+        sys.exit("error: interrupted")
+
+
+def _fail(error: Exception) -> None:
+    if "--debug" in sys.argv:
+        raise error
+    sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def _print_json(document: Any) -> None:
+    from reskit.files import to_json
+
+    typer.echo(to_json(document), nl=False)
+
+
+def _print_metrics(title: str, metrics: dict[str, float]) -> None:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", header_style="bold")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4f}")
+    _console().print(table)
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for name in rows[0]:
+        numeric = any(isinstance(row[name], int | float) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_plain(value) for value in row.values()))
+    _console().print(table)
+
+
+def _print_paths(paths: dict[str, Path]) -> None:
+    width = max((len(name) for name in paths), default=0)
+    for name, path in paths.items():
+        typer.echo(f"{name:<{width}}  {path}")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "-" if value is None else str(value)
+
+
+if __name__ == "__main__":
+    main()

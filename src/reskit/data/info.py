@@ -1,0 +1,80 @@
+"""What is known of a data set before any network sees it."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+__all__ = ["DataInfo", "ImageSizes", "SplitInfo"]
+
+
+class SplitInfo(BaseModel):
+    """How many images a split holds, in all and of each class."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    count: int
+    per_class: dict[str, int]
+
+
+class ImageSizes(BaseModel):
+    """Smallest, median and largest image as ``(height, width)`` in pixels, each side taken by itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min: tuple[int, int]
+    median: tuple[int, int]
+    max: tuple[int, int]
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all images measured have one size."""
+        return self.min == self.max
+
+
+class DataInfo(BaseModel):
+    """Description of a source; a plain record that goes to JSON and back.
+
+    Attributes:
+        kind: name of the source kind, such as ``"folder"``.
+        title: that kind in words, such as ``"image folder"``.
+        location: where the data was opened from.
+        columns: which column holds the ``image`` and which the ``label``.
+        classes: class names; a label is an index into this list.
+        splits: counts of each split.
+        held_out: the split a final evaluation uses.
+        image_sizes: measured on the headers of all images, or of a seeded sample of a large set.
+        channels: 1 if every image measured is grey, else 3.
+        corrupt: images that cannot be read, found so far.
+        fingerprint: names these data; any change of content, label or split changes it.
+        notes: what was found and left aside.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    title: str
+    location: str
+    columns: dict[str, str]
+    classes: list[str]
+    splits: dict[str, SplitInfo]
+    held_out: str
+    image_sizes: ImageSizes
+    channels: int
+    corrupt: list[str]
+    fingerprint: str
+    notes: list[str] = []
+
+    def lines(self) -> list[str]:
+        """Return a few short lines for a person."""
+        shown = ", ".join(self.classes[:6]) + (", ..." if len(self.classes) > 6 else "")
+        counts = ", ".join(f"{name} {split.count:,}" for name, split in self.splits.items())
+        low, high = self.image_sizes.min, self.image_sizes.max
+        extent = f"{low[0]}x{low[1]}" if low == high else f"{low[0]}x{low[1]} to {high[0]}x{high[1]}"
+        tone = "grey" if self.channels == 1 else "colour"
+        lines = [
+            f"{self.title}: {len(self.classes)} classes ({shown}); {counts}",
+            f"images {extent} (height x width), {tone}; final evaluation on {self.held_out!r}",
+        ]
+        if self.corrupt:
+            lines.append(f"{len(self.corrupt)} unreadable images left out: {', '.join(self.corrupt[:5])}")
+        return lines + list(self.notes)

@@ -1,0 +1,227 @@
+"""One door to labelled images, wherever they lie."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import datasets
+import numpy as np
+
+from reskit.data.info import DataInfo, ImageSizes, SplitInfo
+from reskit.data.kinds import SOURCES, Found
+from reskit.data.labels import Labels, encode_labels, guess_columns, stratified_holdout
+from reskit.data.seeds import derive_seed
+from reskit.data.split import OnCorrupt, Split
+from reskit.errors import DataError
+
+__all__ = ["Source", "open_source"]
+
+_ORDER = ("train", "validation", "test")
+
+
+class Source:
+    """Labelled images in splits.
+
+    Attributes:
+        kind: name of the source kind in `SOURCES`.
+        location: where it was opened from.
+        classes: class names; labels are indices into them.
+        splits: by name: ``train`` and at least one of ``validation`` and ``test``.
+        columns: which column is the ``image`` and which the ``label``.
+        notes: what was left aside or decided, in words.
+    """
+
+    def __init__(
+        self, kind: str, location: str, splits: Mapping[str, Split], columns: dict[str, str], notes: list[str]
+    ) -> None:
+        self.kind = kind
+        self.location = location
+        self.splits = dict(splits)
+        self.columns = columns
+        self.notes = notes
+        self.classes = self.splits["train"].classes
+
+    def __getitem__(self, name: str) -> Split:
+        if name not in self.splits:
+            raise DataError(f"no split {name!r} in {self.location}: it has {', '.join(self.splits)}")
+        return self.splits[name]
+
+    @property
+    def held_out(self) -> str:
+        """Name of the split for the final evaluation: ``test`` where there is one, else ``validation``."""
+        return "test" if "test" in self.splits else "validation"
+
+    @property
+    def fingerprint(self) -> str:
+        """Name of these data: 64 hexadecimal digits that change with any image, label or split."""
+        parts = [self.splits[name].fingerprint for name in sorted(self.splits)]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+    def describe(self) -> DataInfo:
+        """Measure the data: counts, image sizes and channels, from headers only.
+
+        Raises:
+            DataError: an image's header cannot be read and `on_corrupt` is ``"refuse"``.
+        """
+        headers = [split.headers for split in self.splits.values()]
+        sizes = np.array([size for found, _ in headers for size in found])
+        if not len(sizes):
+            raise DataError(f"{self.location} has no readable image")
+        low, middle, high = sizes.min(0), np.median(sizes, axis=0), sizes.max(0)
+        return DataInfo(
+            kind=self.kind,
+            title=SOURCES.get(self.kind).title,
+            location=self.location,
+            columns=self.columns,
+            classes=self.classes,
+            splits={name: _counts(split) for name, split in self.splits.items()},
+            held_out=self.held_out,
+            image_sizes=ImageSizes(
+                min=(int(low[0]), int(low[1])),
+                median=(int(middle[0]), int(middle[1])),
+                max=(int(high[0]), int(high[1])),
+            ),
+            channels=1 if all(grey for _, grey in headers) else 3,
+            corrupt=[name for split in self.splits.values() for name in split.corrupt.values()],
+            fingerprint=self.fingerprint,
+            notes=self.notes,
+        )
+
+    def summary(self) -> str:
+        """Return the description as a few lines of text."""
+        return "\n".join(self.describe().lines())
+
+
+def open_source(
+    path: str | Path | None,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    on_corrupt: OnCorrupt = "refuse",
+    holdout: float = 0.2,
+    validation: float = 0.0,
+    seed: int = 0,
+    cache_dir: str | Path | None = None,
+) -> Source:
+    """Open labelled images; what kind of place `path` is, is found out.
+
+    Args:
+        path: image folder, Parquet, CSV, WebDataset or saved `datasets` folder, ``owner/name`` on the Hub;
+            None or ``"digits"`` for the embedded sample.
+        image_column: which column holds the image, where the guess would be wrong.
+        label_column: likewise for the label.
+        on_corrupt: ``"refuse"`` unreadable images or ``"skip"`` and list them.
+        holdout: part of each class held out as ``test`` when the data have one split only.
+        validation: part of each class of ``train`` set aside as ``validation``, to choose epochs by; only
+            where the data have no such split.
+        seed: of both draws.
+        cache_dir: where `datasets` keeps its copies; nothing is ever written beside the data.
+
+    Raises:
+        DataError: the place is not there, not understood, or its data make no sense.
+    """
+    if on_corrupt not in ("refuse", "skip"):
+        raise DataError(f"on_corrupt must be 'refuse' or 'skip', got {on_corrupt!r}")
+    location = "digits" if path is None else str(path)
+    kind = _guess(location)
+    cache = Path(cache_dir) if cache_dir else None
+    found = SOURCES.get(kind).open(location, cache)
+    tables, notes = _usable(found, location)
+    features = tables["train"].features
+    image, label = guess_columns(
+        features, image_column or found.image_column, label_column or found.label_column
+    )
+    classes, coded = encode_labels(
+        {name: _labels(table, label, name) for name, table in tables.items()}, features[label]
+    )
+    if len(tables) == 1:
+        _set_aside("test", tables, coded, classes, part=holdout, seed=seed, notes=notes)
+    if validation and "validation" not in tables:
+        _set_aside("validation", tables, coded, classes, part=validation, seed=seed, notes=notes)
+    splits = {
+        name: Split(
+            name,
+            tables[name],
+            image_column=image,
+            labels=coded[name],
+            classes=classes,
+            root=found.root,
+            on_corrupt=on_corrupt,
+            cache_dir=cache,
+        )
+        for name in _ORDER
+        if name in tables
+    }
+    for split in splits.values():
+        _check_files(split)
+    return Source(kind, location, splits, {"image": image, "label": label}, notes)
+
+
+def _guess(location: str) -> str:
+    for name in sorted(SOURCES, key=lambda name: SOURCES.get(name).order):
+        if SOURCES.get(name).matches(location):
+            return name
+    if not Path(location).exists():
+        raise DataError(f"no such file or folder: {location}")
+    looked = "; ".join(SOURCES.get(name).looks_like for name in SOURCES)
+    raise DataError(f"cannot tell what {location} is; looked for {looked}")
+
+
+def _usable(found: Found, location: str) -> tuple[dict[str, datasets.Dataset], list[str]]:
+    tables = {name: table for name, table in found.splits.items() if len(table)}
+    notes = [*found.notes, *(f"split {name!r} is empty" for name in found.splits if name not in tables)]
+    if not tables:
+        raise DataError(f"{location} holds no rows")
+    if len(tables) == 1:  # one split, whatever it is called, is divided into two
+        return {"train": next(iter(tables.values()))}, notes
+    if "train" not in tables:
+        raise DataError(f"{location} has the splits {', '.join(tables)} but no 'train'")
+    return tables, notes
+
+
+def _set_aside(
+    name: str,
+    tables: dict[str, datasets.Dataset],
+    coded: dict[str, Labels],
+    classes: list[str],
+    *,
+    part: float,
+    seed: int,
+    notes: list[str],
+) -> None:
+    """Draw a part of each class of ``train`` into a split of its own."""
+    key = "holdout" if name == "test" else name
+    kept, drawn = stratified_holdout(coded["train"], part, seed=derive_seed(seed, key), names=classes)
+    notes.append(f"no {name} split was found: {len(drawn)} images were drawn from train (seed {seed})")
+    tables[name], coded[name] = tables["train"].select(drawn), coded["train"][drawn]
+    tables["train"], coded["train"] = tables["train"].select(kept), coded["train"][kept]
+
+
+def _labels(table: datasets.Dataset, column: str, split: str) -> list[object]:
+    if column not in table.column_names:
+        raise DataError(f"split {split!r} has no column {column!r}: it has {', '.join(table.column_names)}")
+    values: list[object] = table.select_columns([column]).with_format("arrow")[:][column].to_pylist()
+    return values
+
+
+def _check_files(split: Split) -> None:
+    """Images named in a table must be there: a wrong path is a mistake in the table, not a bad image."""
+    if split.dataset.features[split.image_column] != datasets.Value("string"):
+        return
+    names: list[str | None] = split.dataset[:][split.image_column]
+    missing = [row for row, name in enumerate(names) if not name or not split.resolve(name).is_file()]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise DataError(
+            f"split {split.name!r} row {missing[0]} names the image {names[missing[0]]!r}, which is not "
+            f"there{more}; paths are relative to {split.root}"
+        )
+
+
+def _counts(split: Split) -> SplitInfo:
+    counts: Labels = np.bincount(split.labels, minlength=len(split.classes))
+    return SplitInfo(
+        count=len(split), per_class=dict(zip(split.classes, (int(n) for n in counts), strict=True))
+    )

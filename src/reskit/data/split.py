@@ -1,0 +1,206 @@
+"""One split of a source: rows of images and their labels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from reskit.data.images import HEADER_ERRORS, header_size, is_grey, open_image
+from reskit.data.labels import Labels
+from reskit.data.seeds import derive_seed
+from reskit.errors import DataError
+
+__all__ = ["Headers", "OnCorrupt", "Split"]
+
+OnCorrupt = Literal["refuse", "skip"]
+Headers = tuple[list[tuple[int, int]], bool]  # sizes (height, width), whether all are grey
+
+_SAMPLE = 2000
+_FULL_HASH_BYTES = 256 * 2**20
+_CHUNK = 4096
+
+
+class Split:
+    """Images and labels of one split, read on demand from a `datasets.Dataset`.
+
+    Args:
+        name: ``train``, ``validation`` or ``test``.
+        dataset: the rows; only the image column is kept.
+        image_column: its name.
+        labels: class index of every row ``(N,)``.
+        classes: class names.
+        root: folder that relative paths start from.
+        on_corrupt: whether an unreadable image is an error or is left out.
+        cache_dir: where the record of a verification is kept; the cache of `datasets` by default.
+
+    Attributes:
+        rows: row numbers in use; unreadable ones leave it when `on_corrupt` is ``"skip"``.
+        corrupt: name of each row left out.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        dataset: datasets.Dataset,
+        *,
+        image_column: str,
+        labels: Labels,
+        classes: Sequence[str],
+        root: Path | None,
+        on_corrupt: OnCorrupt = "refuse",
+        cache_dir: Path | None = None,
+    ) -> None:
+        dataset = dataset.select_columns([image_column])
+        if isinstance(dataset.features[image_column], datasets.Image):
+            dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
+        self.name = name
+        self.dataset = dataset
+        self.image_column = image_column
+        self.all_labels = labels
+        self.classes = list(classes)
+        self.root = root
+        self.on_corrupt = on_corrupt
+        self.cache_dir = cache_dir or Path(datasets.config.HF_DATASETS_CACHE)
+        self.rows: Labels = np.arange(len(labels), dtype=np.int64)
+        self.corrupt: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def labels(self) -> Labels:
+        """Class indices of the rows in use ``(len(self),)``."""
+        return self.all_labels[self.rows]
+
+    def item(self, row: int) -> Any:
+        """Return what `ImagePreprocess.read` takes, for a row number of the split."""
+        return self.resolve(self.dataset[int(row)][self.image_column])
+
+    def items(self, rows: Sequence[int] | Labels) -> list[Any]:
+        """Return `item` of several rows at once."""
+        return [self.resolve(value) for value in self.dataset[[int(row) for row in rows]][self.image_column]]
+
+    def row_name(self, row: int) -> str:
+        """Return the file name of a row where it has one, else its number."""
+        value = self.dataset[int(row)][self.image_column]
+        path = value.get("path") if isinstance(value, Mapping) else value
+        return str(path) if isinstance(path, str) and path else f"{self.name} row {row}"
+
+    def reject(self, reasons: Mapping[int, str]) -> None:
+        """Deal with unreadable rows as `on_corrupt` says.
+
+        Args:
+            reasons: what is wrong with each row.
+
+        Raises:
+            DataError: `on_corrupt` is ``"refuse"``, or a class of the training split has no image left.
+        """
+        bad = {row: reason for row, reason in reasons.items() if row not in self.corrupt}
+        if not bad:
+            return
+        names = {row: self.row_name(row) for row in sorted(bad)}
+        if self.on_corrupt == "refuse":
+            first = next(iter(names))
+            shown = ", ".join(list(names.values())[:5]) + (", ..." if len(names) > 5 else "")
+            raise DataError(
+                f"split {self.name!r} has {len(bad)} unreadable image{'s' if len(bad) > 1 else ''}: {shown} "
+                f"({bad[first]}); mend or remove them, or set on_corrupt: skip to leave them out"
+            )
+        before = set(np.unique(self.labels).tolist())
+        self.corrupt.update(names)
+        self.rows = self.rows[~np.isin(self.rows, list(bad))]
+        gone = sorted(before - set(np.unique(self.labels).tolist()))
+        if gone and self.name == "train":
+            raise DataError(f"class {self.classes[gone[0]]!r} has no readable training image")
+
+    @cached_property
+    def headers(self) -> Headers:
+        """Sizes and greyness from the headers of all images, or of a seeded sample of 2,000."""
+        rows = self.rows
+        if len(rows) > _SAMPLE:
+            generator = np.random.default_rng(derive_seed(0, "headers"))
+            rows = np.sort(generator.choice(rows, _SAMPLE, replace=False))
+        sizes: list[tuple[int, int]] = []
+        grey = True
+        bad: dict[int, str] = {}
+        for row, item in zip(rows.tolist(), self.items(rows), strict=True):
+            if isinstance(item, np.ndarray):
+                sizes.append((item.shape[0], item.shape[1]))
+                grey = grey and (item.ndim == 2 or item.shape[2] == 1)
+                continue
+            try:
+                with open_image(item) as image:
+                    sizes.append(header_size(image))
+                    grey = grey and is_grey(image)
+            except (DataError, *HEADER_ERRORS) as error:
+                bad[row] = str(error).splitlines()[0] if str(error) else type(error).__name__
+        self.reject(bad)
+        return sizes, grey
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of labels, names and image bytes, the same wherever the data lie.
+
+        Above 256 MiB the bytes of a seeded sample of 2,000 images stand for all; every length still counts.
+        """
+        digest = hashlib.sha256(json.dumps([self.name, self.classes]).encode())
+        digest.update(self.all_labels.tobytes())
+        lengths: list[int] = []
+        for names, sizes in self._names_and_sizes():
+            digest.update("\0".join(names).encode())
+            lengths.extend(sizes)
+        digest.update(np.array(lengths, dtype=np.int64).tobytes())
+        chosen = np.arange(len(self.all_labels))
+        if sum(lengths) > _FULL_HASH_BYTES and len(chosen) > _SAMPLE:
+            generator = np.random.default_rng(derive_seed(0, "fingerprint"))
+            chosen = np.sort(generator.choice(chosen, _SAMPLE, replace=False))
+        for start in range(0, len(chosen), _CHUNK):
+            for item in self.items(chosen[start : start + _CHUNK]):
+                digest.update(_content(item))
+        return digest.hexdigest()
+
+    def _names_and_sizes(self) -> Iterator[tuple[list[str], list[int]]]:
+        arrow = self.dataset.with_format("arrow")
+        for start in range(0, len(self.all_labels), _CHUNK):
+            column = arrow[start : start + _CHUNK][self.image_column]
+            column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+            if pa.types.is_struct(column.type):
+                # Where `datasets` put a file is no part of the data: only its name is.
+                names = [Path(path).name if path else "" for path in column.field("path").to_pylist()]
+                stored = pc.fill_null(pc.binary_length(column.field("bytes")), 0).to_pylist()
+                yield names, stored
+            elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+                names = column.to_pylist()
+                yield names, [self.resolve(name).stat().st_size for name in names]
+            else:
+                yield [], [column.nbytes]
+
+    def resolve(self, value: Any) -> Any:
+        """Return what a stored value stands for: bytes as they are, a path made absolute, a list as array."""
+        if isinstance(value, Mapping):
+            if value.get("bytes") is not None:
+                return value["bytes"]
+            value = value.get("path")
+        if isinstance(value, str):
+            path = Path(value)
+            return path if path.is_absolute() or self.root is None else self.root / path
+        if isinstance(value, list):
+            array = np.asarray(value)
+            fits = array.dtype.kind in "iu" and array.size and 0 <= array.min() and array.max() <= 255
+            return array.astype(np.uint8) if fits else array
+        return value
+
+
+def _content(item: Any) -> bytes:
+    if isinstance(item, Path):
+        return item.read_bytes()
+    return item.tobytes() if isinstance(item, np.ndarray) else bytes(item or b"")

@@ -1,0 +1,151 @@
+"""How good is it, and where does it go wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from reskit.bundle import Bundle
+from reskit.data import Source, make_loader, open_source
+from reskit.errors import DataError, did_you_mean
+from reskit.evaluation.report import write_report
+from reskit.tasks import Batch, Task
+
+__all__ = ["Evaluation", "evaluate", "measure"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The outcome of `evaluate`.
+
+    Attributes:
+        split: the split that was measured.
+        metrics: scalar figures by name.
+        analysis: the task's tables (for classification: per_class, confusion, reliability).
+        examples: one row an example, as columns.
+        files: what was written, by name.
+    """
+
+    split: str
+    metrics: dict[str, float]
+    analysis: dict[str, Any]
+    examples: dict[str, np.ndarray]
+    files: dict[str, Path]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON values, the examples left out."""
+        return {
+            "split": self.split,
+            "count": len(self.examples["index"]),
+            "metrics": self.metrics,
+            **self.analysis,
+            "files": {name: str(path) for name, path in self.files.items()},
+        }
+
+
+def evaluate(
+    bundle: Bundle | str | Path,
+    data: str | Path | Source | None = None,
+    *,
+    split: str | None = None,
+    out: str | Path | None = None,
+    batch_size: int = 256,
+    on_corrupt: str = "refuse",
+) -> Evaluation:
+    """Measure a bundle on labelled data, in float32.
+
+    Args:
+        bundle: a loaded bundle or its folder.
+        data: where the examples are; the embedded digits when absent.
+        split: which split; the held-out one of the data when absent.
+        out: a folder for the report, its plots and the table of examples; nothing is written when absent.
+        batch_size: examples at once.
+        on_corrupt: ``refuse`` or ``skip`` images that cannot be read.
+
+    Raises:
+        DataError: the data cannot be read, has no such split, or has other classes than the bundle.
+    """
+    if not isinstance(bundle, Bundle):
+        bundle = Bundle.load(bundle)
+    source = data if isinstance(data, Source) else open_source(data, on_corrupt=on_corrupt)
+    info, task = source.describe(), bundle.task
+    split = split or info.held_out
+    if split not in source.splits:
+        raise DataError(f"{info.location} has no split {split!r}{did_you_mean(split, source.splits)}")
+    if list(info.classes) != task.labels:
+        raise DataError(
+            f"{info.location} has the classes {_shown(info.classes)}, the bundle was trained on {_shown(task.labels)}"
+        )
+    loader = make_loader(source[split], preprocess=task.preprocess, batch_size=batch_size)
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    metrics, examples = measure(bundle.model.to(device), loader, task, device=device)
+    return summarise(task, split=split, metrics=metrics, examples=examples, source=source, out=out)
+
+
+def summarise(
+    task: Task,
+    *,
+    split: str,
+    metrics: dict[str, float],
+    examples: dict[str, np.ndarray],
+    source: Source,
+    out: str | Path | None,
+) -> Evaluation:
+    """Turn the rows of an evaluation into tables and, given a folder, into a report with plots."""
+    analysis = task.analyse(examples)
+    files = {}
+    if out is not None:
+        files = write_report(
+            Path(out), task=task, split=split, metrics=metrics, analysis=analysis, examples=examples, source=source
+        )
+    return Evaluation(split=split, metrics=metrics, analysis=analysis, examples=examples, files=files)
+
+
+@torch.no_grad()
+def measure(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    task: Task,
+    *,
+    device: torch.device | None = None,
+    gather: Callable[[Any], Any] = lambda values: values,
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Run a model over a loader; return scalar metrics and one row an example.
+
+    Args:
+        model: put into evaluation mode, and back as it was.
+        loader: batches.
+        task: metrics and rows.
+        device: where batches go; None where the loader puts them there itself.
+        gather: joins the values of all processes and drops what was fed twice to pad the last batch
+            (`Accelerator.gather_for_metrics`); metrics are then counted on every process alike.
+    """
+    metrics, rows = task.metrics(), []
+    was_training = model.training
+    model.eval()
+    for batch in loader:
+        if device is not None:
+            task.normalize.to(device)
+            batch = {name: value.to(device) for name, value in batch.items()}
+        outputs = model(task.inputs(batch)).float()
+        outputs, target, index = gather((outputs, task.target(batch), batch["index"]))
+        outputs, target, index = outputs.cpu(), target.cpu(), index.cpu()
+        metrics.update(outputs, target)
+        rows.append({"index": index, **task.examples(outputs, target)})
+    model.train(was_training)
+    columns: dict[str, list[Tensor]] = {name: [row[name] for row in rows] for name in rows[0]}
+    return (
+        {name: float(value) for name, value in metrics.compute().items()},
+        {name: torch.cat(values).numpy() for name, values in columns.items()},
+    )
+
+
+def _shown(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:5]) + (f", ... ({len(names)})" if len(names) > 5 else "")

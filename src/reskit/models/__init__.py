@@ -1,0 +1,26 @@
+"""Networks by name: every family registers its published variants; see :func:`create_model`."""
+
+from reskit.models.base import Backbone
+from reskit.models.cifar_resnet import CifarResNet
+from reskit.models.densenet import DenseNet
+from reskit.models.mobilenet import MobileNetV2
+from reskit.models.nin import NiN
+from reskit.models.preact import PreActResNet
+from reskit.models.registry import MODELS, ModelEntry, create_model, list_models
+from reskit.models.resnet import ResNet
+from reskit.models.summary import model_summary
+
+__all__ = [
+    "MODELS",
+    "Backbone",
+    "CifarResNet",
+    "DenseNet",
+    "MobileNetV2",
+    "ModelEntry",
+    "NiN",
+    "PreActResNet",
+    "ResNet",
+    "create_model",
+    "list_models",
+    "model_summary",
+]

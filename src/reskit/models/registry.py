@@ -1,0 +1,139 @@
+"""Models by name: what is known of each, and the one function that builds them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reskit.errors import ModelError, did_you_mean
+from reskit.models.base import Backbone
+from reskit.registry import Registry
+from reskit.weights import load_into
+
+__all__ = ["MODELS", "ModelEntry", "create_model", "list_models", "register_family"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelEntry:
+    """A named network as published.
+
+    Attributes:
+        name: by which :func:`create_model` knows it.
+        build: makes it; takes `num_classes`, `in_channels`, `features_only` and what is in its signature.
+        arguments: those of `build` that make this network.
+        parameters: their number at `num_classes` classes and three input channels, or None.
+        num_classes: classes of the data it was published on.
+        input_size: `(C, H, W)` it was published at.
+        paper: where it was published.
+    """
+
+    name: str
+    build: Callable[..., Backbone]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    parameters: int | None
+    num_classes: int
+    input_size: tuple[int, int, int]
+    paper: str
+
+    @property
+    def options(self) -> list[str]:
+        """The architecture arguments that may be changed, sorted."""
+        taken = {"num_classes", "in_channels", "features_only"}
+        return sorted(set(inspect.signature(self.build).parameters) - taken)
+
+
+MODELS: Registry[ModelEntry] = Registry("model")
+
+
+def register_family(
+    build: Callable[..., Backbone],
+    table: Mapping[str, tuple[Mapping[str, Any], int | None, str]],
+    *,
+    num_classes: int,
+    input_size: tuple[int, int, int],
+) -> None:
+    """Register a table of variants: name to arguments, number of parameters and paper."""
+    for name, (arguments, parameters, paper) in table.items():
+        entry = ModelEntry(
+            name=name,
+            build=build,
+            arguments=arguments,
+            parameters=parameters,
+            num_classes=num_classes,
+            input_size=input_size,
+            paper=paper,
+        )
+        MODELS.add(name, entry)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Return the sorted names of the models that match a shell-style `pattern`."""
+    return MODELS.names(pattern)
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    in_channels: int = 3,
+    weights: str | Path | None = None,
+    features_only: bool = False,
+    **architecture: Any,
+) -> Backbone:
+    """Build a network by name.
+
+    Args:
+        name: one of :func:`list_models`.
+        num_classes: width of the logits, as published by default; 0 for the pooled vector.
+        in_channels: channels of the images.
+        weights: a file of weights to load, see :func:`reskit.weights.load_into`; random by default.
+        features_only: whether the network gives its list of feature maps, without a head.
+        architecture: anything else to change, e.g. ``residual=False`` or ``depths=[1, 1]``; JSON values.
+
+    Returns:
+        The network, in training mode, its `architecture` filled in.
+
+    Raises:
+        UnknownNameError: there is no such model.
+        ModelError: an argument is unknown or has a bad value.
+        WeightsError: the weights cannot be read or do not fit.
+
+    Example:
+        >>> create_model("cifar_resnet20")(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+    entry = MODELS.get(name)
+    for argument in architecture:
+        if argument not in entry.options:
+            raise ModelError(
+                f"model {name!r} takes no argument {argument!r}{did_you_mean(argument, entry.options)}"
+            )
+    try:
+        architecture = json.loads(json.dumps(architecture))
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            f"arguments of model {name!r} must be JSON values, to be saved with it: {error}"
+        ) from None
+    num_classes = entry.num_classes if num_classes is None else num_classes
+    model = entry.build(
+        num_classes=num_classes,
+        in_channels=in_channels,
+        features_only=features_only,
+        **{**entry.arguments, **architecture},
+    )
+    model.architecture = {
+        "name": name,
+        "num_classes": num_classes,
+        "in_channels": in_channels,
+        **architecture,
+    }
+    if features_only:
+        model.architecture["features_only"] = True
+    if weights is not None:
+        # A network built without a head has no use for the head in the file.
+        load_into(model, weights, ignore=(model.head_name,) if model.num_classes == 0 else ())
+    return model

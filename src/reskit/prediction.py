@@ -1,0 +1,406 @@
+"""What does a bundle say of these images? Files, folders, globs, arrays, tensors and PIL images alike."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from reskit.bundle import Bundle
+from reskit.errors import ConfigError, DataError
+from reskit.files import to_json, write_text, writing
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["OUTPUT_FORMATS", "Predictions", "predict", "predict_rows"]
+
+OUTPUT_FORMATS = (".csv", ".json", ".jsonl", ".parquet")
+"""Suffixes `Predictions.write` knows."""
+
+_PICTURE_CHANNELS = {1, 3, 4}
+_ROWS_IN_TEXT, _ROWS_IN_TABLE = 10, 20
+
+
+class Predictions(Sequence[dict[str, Any]]):
+    """One row an input, in the order given.
+
+    A row has the keys input (a path, or a place such as ``inputs[3]`` of what was passed), label, confidence
+    (probability of the label), top (up to five ``{"label", "probability"}``, most probable first) and error
+    (None, or why there is no prediction: label and confidence are then None and top is empty).
+
+    Args:
+        rows: as `predict_rows` yields them.
+    """
+
+    def __init__(self, rows: Iterable[dict[str, Any]]) -> None:
+        self._rows = list(rows)
+
+    @overload
+    def __getitem__(self, place: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, place: slice) -> Predictions: ...
+    def __getitem__(self, place: int | slice) -> dict[str, Any] | Predictions:
+        return Predictions(self._rows[place]) if isinstance(place, slice) else self._rows[place]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Predictions) and self._rows == other._rows
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def errors(self) -> Predictions:
+        """The rows without a prediction."""
+        return Predictions(row for row in self._rows if row["error"] is not None)
+
+    def write(self, path: str | Path) -> Path:
+        """Write all rows, whole or not at all, in the format the suffix names.
+
+        ``.json`` is a list of rows, ``.jsonl`` a row a line, ``.parquet`` has `top` as a list of structs. In
+        ``.csv`` `top` is spread over the columns ``top1_label, top1_probability, top2_label, ...`` and an empty
+        field stands for None.
+
+        Raises:
+            ConfigError: another suffix.
+            OutputError: the file system refuses.
+        """
+        path = Path(path)
+        text: dict[str, Callable[[], str]] = {".csv": self._csv, ".json": self._json, ".jsonl": self._jsonl}
+        suffix = path.suffix.lower()
+        if suffix in text:
+            write_text(path, text[suffix]())
+        elif suffix == ".parquet":
+            self._write_parquet(path)
+        else:
+            raise ConfigError(
+                f"cannot tell a format from the name {str(path)!r}: end it in {', '.join(OUTPUT_FORMATS)}"
+            )
+        return path
+
+    def to_table(self) -> pa.Table:
+        """Return the rows as a pyarrow table with the columns input, label, confidence, top and error."""
+        import pyarrow as pa
+
+        candidate = pa.struct([("label", pa.string()), ("probability", pa.float64())])
+        schema = pa.schema(
+            [
+                ("input", pa.string()),
+                ("label", pa.string()),
+                ("confidence", pa.float64()),
+                ("top", pa.list_(candidate)),
+                ("error", pa.string()),
+            ]
+        )
+        return pa.Table.from_pylist(self._rows, schema=schema)
+
+    def __repr__(self) -> str:
+        good = len(self) - len(self.errors)
+        lines = [f"Predictions: {good} of {len(self)} inputs read"]
+        lines += [f"  {_printable(row['input'])}: {_in_words(row)}" for row in self._rows[:_ROWS_IN_TEXT]]
+        left = len(self) - _ROWS_IN_TEXT
+        return "\n".join(lines + [f"  ... and {left:,} more"] * (left > 0))
+
+    def __rich__(self) -> Table:
+        """Return the first rows as a table for the terminal."""
+        left = len(self) - _ROWS_IN_TABLE
+        table = Table(caption=f"... and {left:,} more" if left > 0 else None, caption_justify="left")
+        table.add_column("input", overflow="fold")
+        table.add_column("prediction", overflow="fold")
+        table.add_column("confidence", justify="right", no_wrap=True)
+        table.add_column("next", style="dim", overflow="fold")
+        for row in self._rows[:_ROWS_IN_TABLE]:
+            name = Text(_printable(row["input"]))
+            if row["error"] is not None:
+                table.add_row(name, Text(_printable(row["error"]), style="red"), "", "")
+            else:
+                table.add_row(
+                    name, Text(_printable(row["label"])), f"{row['confidence']:.1%}", Text(_next(row))
+                )
+        return table
+
+    def _csv(self) -> str:
+        width = max((len(row["top"]) for row in self._rows), default=0)
+        spread = [f"top{i}_{what}" for i in range(1, width + 1) for what in ("label", "probability")]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["input", "label", "confidence", *spread, "error"])
+        for row in self._rows:
+            top = [value for item in row["top"] for value in (item["label"], item["probability"])]
+            top += [None] * (2 * width - len(top))
+            writer.writerow([row["input"], row["label"], row["confidence"], *top, row["error"]])
+        return text.getvalue()
+
+    def _json(self) -> str:
+        return to_json(self._rows)
+
+    def _jsonl(self) -> str:
+        return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in self._rows)
+
+    def _write_parquet(self, path: Path) -> None:
+        import pyarrow.parquet as pq
+
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                pq.write_table(self.to_table(), partial)
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+
+
+def predict(
+    bundle: Bundle | str | Path, inputs: Any, *, batch_size: int = 32, recursive: bool = True
+) -> Predictions:
+    """Predict for images of any kind; one row an image, in order.
+
+    Inputs are one of these, or a list (any iterable) of them, mixed as you like:
+
+    - a path of a file; of a folder: all image files in it, sorted, hidden ones left out; a glob: all files it
+      matches, sorted (``**`` goes into sub-folders);
+    - encoded bytes, or a PIL image;
+    - a NumPy array, uint8 or uint16, channels last: `(H, W)`, `(H, W, C)` or a batch `(N, H, W, C)`;
+    - a PyTorch tensor, uint8, channels first: `(H, W)`, `(C, H, W)` or a batch `(N, C, H, W)`.
+
+    Channels must be 1, 3, 4 or as many as the bundle's network takes, at the place named: a shape that
+    does not say so is refused, never guessed at.
+
+    Args:
+        bundle: a loaded bundle or its folder.
+        inputs: as above.
+        batch_size: images in memory and through the network at once.
+        recursive: whether a folder's sub-folders are searched too.
+
+    Returns:
+        The rows. A missing or unreadable image, or one thing among others that holds none, has a row
+        that says so in its place.
+
+    Raises:
+        DataError: there is no input at all: an empty folder, a glob without a match, an unusable array.
+        ConfigError: `batch_size` is not positive.
+        BundleError: `bundle` is a folder that holds no good bundle.
+    """
+    return Predictions(predict_rows(bundle, inputs, batch_size=batch_size, recursive=recursive))
+
+
+def predict_rows(
+    bundle: Bundle | str | Path, inputs: Any, *, batch_size: int = 32, recursive: bool = True
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of `predict` as they come; only one batch is in memory at any time."""
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size!r}: give a whole number of at least 1")
+    if not isinstance(bundle, Bundle):
+        bundle = Bundle.load(bundle)
+    return _rows(bundle, _entries(inputs, bundle.task.preprocess.channels, recursive), batch_size)
+
+
+class _Entry(NamedTuple):
+    """One image to be: its name, and what to read it from or why it cannot be."""
+
+    name: str
+    item: Any = None
+    error: str | None = None
+
+
+def _rows(bundle: Bundle, entries: Iterator[_Entry], batch_size: int) -> Iterator[dict[str, Any]]:
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    bundle.model.to(device)
+    bundle.task.normalize.to(device)
+    while batch := list(islice(entries, batch_size)):
+        read = [_read(bundle, entry) for entry in batch]
+        records = iter(_decode(bundle, [image for image in read if isinstance(image, Tensor)], device))
+        for entry, image in zip(batch, read, strict=True):
+            record = next(records) if isinstance(image, Tensor) else image
+            failed = isinstance(record, str)
+            answer = {"label": None, "confidence": None, "top": []} if failed else record
+            yield {"input": _encodable(entry.name), **answer, "error": _encodable(record) if failed else None}
+
+
+def _read(bundle: Bundle, entry: _Entry) -> Tensor | str:
+    """Return the image, uint8 `(C, H, W)`, or why it cannot be read."""
+    if entry.error is not None:
+        return entry.error
+    try:
+        return bundle.task.preprocess.read(entry.item)
+    except DataError as error:
+        return str(error)
+    except Exception as error:  # decoders raise anything on hostile bytes; one file must not end a long run
+        return f"cannot read image {entry.name}: {type(error).__name__}: {error}"
+
+
+@torch.inference_mode()
+def _decode(bundle: Bundle, images: list[Tensor], device: torch.device) -> list[dict[str, Any] | str]:
+    """Return the record of each image, or why there is none."""
+    if not images:
+        return []
+    batch = torch.stack(images).to(device)
+    outputs = bundle.model(bundle.task.inputs({"image": batch})).float().cpu()
+    finite = outputs.flatten(1).isfinite().all(dim=1).tolist()
+    return [
+        record if good else "the network's output is not finite: its weights are damaged"
+        for record, good in zip(bundle.task.decode(outputs), finite, strict=True)
+    ]
+
+
+def _entries(inputs: Any, channels: int, recursive: bool) -> Iterator[_Entry]:
+    """Yield every image of `inputs`; what holds none is an entry with an error unless nothing else is there.
+
+    Raises:
+        DataError: not one image was found.
+    """
+    if _is_one(inputs):
+        yield from _expand(inputs, "inputs", channels, recursive)
+        return
+    if not isinstance(inputs, Iterable):
+        raise DataError(_no_input(inputs))
+    found, waiting, reason = False, [], "there are no inputs: the list is empty"
+    for place, item in enumerate(inputs):
+        name = f"inputs[{place}]"
+        try:
+            for entry in _expand(item, name, channels, recursive):
+                yield from waiting
+                waiting, found = [], True
+                yield entry
+        except DataError as error:
+            waiting.append(_Entry(str(item) if isinstance(item, str | Path) else name, error=str(error)))
+        if found:
+            yield from waiting
+            waiting = []
+    if not found:
+        raise DataError(waiting[0].error if waiting else reason)
+
+
+def _is_one(inputs: Any) -> bool:
+    return isinstance(inputs, str | Path | bytes | bytearray | Mapping | Image.Image | np.ndarray | Tensor)
+
+
+def _expand(item: Any, name: str, channels: int, recursive: bool) -> Iterator[_Entry]:
+    """Yield the images of one thing; raises DataError, before any other, when it holds none."""
+    if isinstance(item, str | Path):
+        yield from _files(item, recursive)
+    elif isinstance(item, np.ndarray | Tensor):
+        images, batched = _images(item, name, channels)
+        yield from (_Entry(f"{name}[{i}]" if batched else name, image) for i, image in enumerate(images))
+    elif _is_one(item):
+        yield _Entry(str(item.get("path") or name) if isinstance(item, Mapping) else name, item)
+    else:
+        raise DataError(_no_input(item))
+
+
+def _no_input(item: Any) -> str:
+    return (
+        f"cannot predict for {type(item).__name__}: give paths, folders, globs, encoded bytes, PIL images, "
+        "NumPy arrays or tensors"
+    )
+
+
+def _files(place: str | Path, recursive: bool) -> Iterator[_Entry]:
+    """Yield the file, the images of the folder, or what the glob matches; a missing file is left to fail."""
+    path = Path(place)
+    if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises on a name too long for the system
+        entries = _images_below(path, recursive, frozenset())
+        nothing = f"{path} holds no image files{'' if recursive else ' (sub-folders were not searched)'}"
+    elif glob.has_magic(str(place)) and not os.path.lexists(path):
+        matches = sorted(map(Path, glob.iglob(str(place), recursive=True)))
+        entries = (_Entry(str(match), match) for match in matches if not match.is_dir())
+        nothing = f"no file matches {str(place)!r}"
+    else:
+        entries, nothing = iter([_Entry(str(place), path)]), ""
+    first = next(entries, None)
+    if first is None:
+        raise DataError(nothing)
+    yield first
+    yield from entries
+
+
+def _images_below(folder: Path, recursive: bool, above: frozenset[Path]) -> Iterator[_Entry]:
+    """Yield image files sorted by path, folder by folder, so that no listing of all is ever held."""
+    from reskit.data.kinds.base import IMAGE_SUFFIXES
+
+    real = folder.resolve()
+    if real in above:  # a link back to a folder it lies in
+        return
+    try:
+        with os.scandir(folder) as listing:
+            inside = sorted(listing, key=lambda entry: entry.name)
+    except OSError as error:
+        yield _Entry(str(folder), error=f"cannot list the folder {folder}: {error.strerror}")
+        return
+    for entry in inside:
+        if entry.name.startswith("."):
+            continue
+        path = Path(entry.path)
+        if entry.is_dir():
+            if recursive:
+                yield from _images_below(path, recursive, above | {real})
+        elif path.suffix.lower() in IMAGE_SUFFIXES:
+            yield _Entry(str(path), path)
+
+
+def _images(batch: np.ndarray | Tensor, name: str, channels: int) -> tuple[Sequence[Any], bool]:
+    """Return the images of an array (channels last) or tensor (channels first), and whether it was a batch.
+
+    Raises:
+        DataError: dtype or shape do not say clearly what is meant.
+    """
+    if isinstance(batch, Tensor):
+        kind, axis, orders, depths = "tensor", -3, "(H, W), (C, H, W) or (N, C, H, W)", ("uint8",)
+        batch = batch.detach().cpu()
+    else:
+        kind, axis, orders, depths = "array", -1, "(H, W), (H, W, C) or (N, H, W, C)", ("uint8", "uint16")
+    shape, dtype = tuple(batch.shape), str(batch.dtype).removeprefix("torch.")
+    what = f"{name} is {'an' if kind == 'array' else 'a'} {kind} of {dtype} {shape}"
+    if dtype not in depths:
+        raise DataError(
+            f"{what}: raw pixels from 0 to 255 are needed, as uint8; the bundle scales them itself"
+        )
+    allowed = _PICTURE_CHANNELS | {channels}
+    if len(shape) not in (2, 3, 4) or (len(shape) > 2 and shape[axis] not in allowed):
+        counts = ", ".join(map(str, sorted(allowed)))
+        raise DataError(
+            f"{what}: give {orders} with C one of {counts}; a {kind} has its channels {_WHERE[kind]}"
+        )
+    if 0 in shape:
+        raise DataError(f"{what}: it holds no image")
+    return (batch, True) if len(shape) == 4 else ([batch], False)
+
+
+_WHERE = {"array": "last, a tensor first", "tensor": "first, an array last"}
+
+
+def _next(row: Mapping[str, Any]) -> str:
+    """Return the second and third most probable labels in words."""
+    return ", ".join(f"{_printable(item['label'])} {item['probability']:.1%}" for item in row["top"][1:3])
+
+
+def _in_words(row: Mapping[str, Any]) -> str:
+    if row["error"] is not None:
+        return f"error: {_printable(row['error'])}"
+    others = f" ({_next(row)})" if len(row["top"]) > 1 else ""
+    return f"{_printable(row['label'])} {row['confidence']:.1%}{others}"
+
+
+def _printable(text: str) -> str:
+    """Return text with line breaks and terminal controls shown as escapes."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def _encodable(text: str) -> str:
+    """Return text that UTF-8 can hold: bytes of a file name that are not UTF-8 become ``\\xNN``."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")

@@ -1,0 +1,216 @@
+"""One label an image: image recognition, medical diagnosis, quality control."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassF1Score,
+    MulticlassPrecision,
+    MulticlassRecall,
+)
+from torchvision.transforms import v2
+
+from reskit.config import Recipe
+from reskit.data import DataInfo, ImagePreprocess
+from reskit.models import create_model
+from reskit.tasks.base import TASKS, Batch, Task
+
+__all__ = ["CALIBRATION_BINS", "Classify"]
+
+CALIBRATION_BINS = 15
+"""Bins of confidence for the expected calibration error (Guo et al. 2017 use 15)."""
+
+
+@TASKS.register("classify")
+class Classify(Task):
+    """Cross-entropy `L = -sum_i y_i log p_i` over `len(labels)` classes.
+
+    Args:
+        preprocess: how an image becomes the network's input.
+        labels: class names, in the order of the logits.
+        label_smoothing: weight of the uniform distribution in the training target (Szegedy et al. 2016).
+        mixup: alpha of the Beta distribution of mixup (Zhang et al. 2018); 0 is off.
+        cutmix: alpha of cutmix (Yun et al. 2019); 0 is off. With both, each batch draws one.
+    """
+
+    name = "classify"
+    main_metric = "top1"
+
+    def __init__(
+        self,
+        *,
+        preprocess: ImagePreprocess,
+        labels: list[str],
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+    ) -> None:
+        super().__init__(preprocess=preprocess, labels=labels)
+        self.label_smoothing = label_smoothing
+        classes = len(labels)
+        mixers = [v2.MixUp(alpha=mixup, num_classes=classes)] if mixup else []
+        mixers += [v2.CutMix(alpha=cutmix, num_classes=classes)] if cutmix else []
+        self._mixer = v2.RandomChoice(mixers) if mixers else None
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, info: DataInfo, preprocess: ImagePreprocess) -> Classify:
+        """See `Task.from_recipe`."""
+        return cls(
+            preprocess=preprocess,
+            labels=list(info.classes),
+            label_smoothing=recipe.training.label_smoothing,
+            mixup=recipe.augment.mixup,
+            cutmix=recipe.augment.cutmix,
+        )
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Classify:
+        """See `Task.from_config`."""
+        return cls(preprocess=ImagePreprocess.model_validate(config["preprocess"]), labels=list(config["labels"]))
+
+    def config(self) -> dict[str, Any]:
+        """See `Task.config`."""
+        return {"name": self.name, "labels": self.labels, "preprocess": self.preprocess.model_dump(mode="json")}
+
+    def build_model(self, recipe: Recipe) -> nn.Module:
+        """See `Task.build_model`."""
+        return create_model(
+            recipe.model.name,
+            num_classes=len(self.labels),
+            in_channels=self.preprocess.channels,
+            weights=recipe.model.weights,
+            **recipe.model.arguments,
+        )
+
+    def target(self, batch: Batch) -> Tensor:
+        """Return class indices `(N,)`."""
+        return batch["label"]
+
+    def mix(self, inputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mixed images and class probabilities `(N, classes)`."""
+        if self._mixer is None:
+            return inputs, target
+        mixed: tuple[Tensor, Tensor] = self._mixer(inputs, target)
+        return mixed
+
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return the mean cross-entropy of logits `(N, classes)` with indices or probabilities."""
+        return F.cross_entropy(outputs, target, label_smoothing=self.label_smoothing)
+
+    def metrics(self) -> MetricCollection:
+        """Return top1, top5 (of more than five classes), cross_entropy, macro precision, recall, f1, and ece."""
+        classes, local = len(self.labels), {"sync_on_compute": False}
+        metrics: dict[str, Metric] = {
+            "top1": MulticlassAccuracy(classes, average="micro", **local),
+            "cross_entropy": _CrossEntropy(**local),
+            "precision": MulticlassPrecision(classes, average="macro", **local),
+            "recall": MulticlassRecall(classes, average="macro", **local),
+            "f1": MulticlassF1Score(classes, average="macro", **local),
+            "ece": MulticlassCalibrationError(classes, n_bins=CALIBRATION_BINS, **local),
+        }
+        if classes > 5:
+            metrics["top5"] = MulticlassAccuracy(classes, average="micro", top_k=5, **local)
+        return MetricCollection(metrics, compute_groups=False)
+
+    def examples(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Return the columns target, prediction, confidence (of the prediction) and loss."""
+        confidence, prediction = outputs.softmax(dim=1).max(dim=1)
+        loss = F.cross_entropy(outputs, target, reduction="none")
+        return {"target": target, "prediction": prediction, "confidence": confidence, "loss": loss}
+
+    def analyse(self, examples: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Return the tables per_class, confusion (rows are truth) and reliability."""
+        target, prediction = examples["target"], examples["prediction"]
+        classes = np.arange(len(self.labels))
+        precision, recall, f1, support = precision_recall_fscore_support(
+            target, prediction, labels=classes, zero_division=0.0
+        )
+        per_class = [
+            {"label": label, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
+            for label, p, r, f, n in zip(self.labels, precision, recall, f1, support, strict=True)
+        ]
+        return {
+            "per_class": per_class,
+            "confusion": confusion_matrix(target, prediction, labels=classes).tolist(),
+            "reliability": _reliability(examples["confidence"], target == prediction),
+        }
+
+    def draw(
+        self, analysis: Mapping[str, Any], examples: Mapping[str, np.ndarray], images: Callable[[int], np.ndarray], folder: Path
+    ) -> dict[str, Path]:
+        """Draw the confusion matrix, the reliability diagram and the worst mistakes."""
+        from reskit.evaluation import plots
+
+        worst = np.argsort(-examples["loss"], kind="stable")
+        worst = [int(row) for row in worst if examples["target"][row] != examples["prediction"][row]][:24]
+        titles = [
+            f"{self.labels[examples['target'][row]]} as {self.labels[examples['prediction'][row]]}"
+            f" {examples['confidence'][row]:.0%}"
+            for row in worst
+        ]
+        drawn = {
+            "confusion": plots.confusion(analysis["confusion"], self.labels, folder / "confusion.png"),
+            "reliability": plots.reliability(analysis["reliability"], folder / "reliability.png"),
+        }
+        if worst:
+            pictures = [images(int(examples["index"][row])) for row in worst]
+            drawn["mistakes"] = plots.image_grid(pictures, titles, folder / "mistakes.png", heading="Worst mistakes")
+        return drawn
+
+    def decode(self, outputs: Tensor) -> list[dict[str, Any]]:
+        """Return label, confidence and the (up to five) most probable labels of each row of logits."""
+        probabilities, order = outputs.float().softmax(dim=1).topk(min(5, len(self.labels)), dim=1)
+        return [
+            {
+                "label": self.labels[indices[0]],
+                "confidence": values[0],
+                "top": [{"label": self.labels[i], "probability": p} for i, p in zip(indices, values, strict=True)],
+            }
+            for indices, values in zip(order.tolist(), probabilities.tolist(), strict=True)
+        ]
+
+
+class _CrossEntropy(Metric):
+    """Mean negative log-likelihood of the true class in nats, without smoothing."""
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("total", default=torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", default=torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, outputs: Tensor, target: Tensor) -> None:
+        self.total += F.cross_entropy(outputs, target, reduction="sum")
+        self.count += target.numel()
+
+    def compute(self) -> Tensor:
+        result: Tensor = self.total / self.count
+        return result
+
+
+def _reliability(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, Any]]:
+    """Return accuracy and mean confidence of each non-empty bin of confidence."""
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    return [
+        {
+            "bin": index,
+            "count": int((bins == index).sum()),
+            "confidence": float(confidence[bins == index].mean()),
+            "accuracy": float(correct[bins == index].mean()),
+        }
+        for index in np.unique(bins).tolist()
+    ]

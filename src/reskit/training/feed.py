@@ -1,0 +1,138 @@
+"""The data of a run, opened and ready."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from reskit.config import Recipe
+from reskit.data import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    DataInfo,
+    ImagePreprocess,
+    MemoryImages,
+    choose_mode,
+    make_loader,
+    measure_mean_std,
+    open_source,
+)
+from reskit.errors import ConfigError
+
+__all__ = ["Feed"]
+
+STATISTICS_IMAGES = 2000
+"""Images of a streamed training split from which mean and standard deviation are measured."""
+
+
+class Feed:
+    """What a recipe says about data, carried out.
+
+    Args:
+        recipe: data, preprocess, augment and training are read.
+        processes: how many share a batch.
+        say: told what was found and decided, in lines.
+
+    Attributes:
+        source: the opened data.
+        info: its description; unreadable images that were skipped are listed and no longer counted.
+        preprocess: how an image becomes the network's input.
+        loaders: batches by split, for `train` and `monitor`; one process's worth before they are sharded.
+        monitor: the split measured after each epoch: validation where there is one, else the held-out one.
+
+    Raises:
+        DataError: the data cannot be used.
+        ConfigError: the recipe asks for what the data do not have.
+    """
+
+    def __init__(self, recipe: Recipe, *, processes: int, say: Callable[[str], None]) -> None:
+        self._recipe, self._processes = recipe, processes
+        data, training = recipe.data, recipe.training
+        self.source = open_source(
+            data.path,
+            image_column=data.image_column,
+            label_column=data.label_column,
+            on_corrupt=data.on_corrupt,
+            holdout=data.holdout,
+            validation=data.validation,
+            seed=training.seed,
+        )
+        info = self.source.describe()
+        self.monitor = "validation" if "validation" in self.source.splits else info.held_out
+        if (training.keep == "best" or training.patience) and self.monitor == info.held_out:
+            raise ConfigError(
+                f"choosing epochs (training.keep, training.patience) on {self.monitor!r}, which also gives the final"
+                " figure, would flatter it; set data.validation=0.1 to set a part of train aside"
+            )
+        self.preprocess = _geometry(recipe, info)
+        self._mode, reason = choose_mode(info, self.preprocess, augment=recipe.augment)
+        if data.loading != "auto":
+            self._mode, reason = data.loading, f"data.loading is {data.loading}"
+        self.loaders = {split: self.loader(split) for split in ("train", self.monitor)}
+        self.preprocess = self.preprocess.with_statistics(*self._statistics())
+        self.info = self.source.describe()  # reading every image may have left some out
+        for line in (*self.info.lines(), reason):
+            say(line)
+        if not len(self.loaders["train"]):
+            count = len(self.source["train"])
+            raise ConfigError(f"training.batch_size {training.batch_size} is more than the {count} training examples")
+
+    def loader(self, split: str) -> StatefulDataLoader:
+        """Return batches of a split: shuffled and varied for `train`, as they are else."""
+        recipe, training = self._recipe, self._recipe.training
+        trains = split == "train"
+        return make_loader(
+            self.source[split],
+            preprocess=self.preprocess,
+            batch_size=training.batch_size // training.accumulate // self._processes,
+            augment=recipe.augment if trains else None,
+            shuffle=trains,
+            seed=training.seed,
+            mode=self._mode,
+            workers=recipe.data.workers,
+            drop_last=trains,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def images(self, count: int) -> Iterator[Tensor]:
+        """Yield up to `count` training images spread evenly, uint8 `(1, C, H, W)` each."""
+        split = self.source["train"]
+        places = np.linspace(0, len(split.rows) - 1, min(count, len(split.rows))).astype(int)
+        for row in split.rows[places]:
+            yield self.preprocess.read(split.item(int(row)))[None]
+
+    def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return the mean and standard deviation the recipe asks for, of pixels in [0, 1]."""
+        channels = self.preprocess.channels
+        match self._recipe.preprocess.statistics:
+            case "none":
+                return (0.0,) * channels, (1.0,) * channels
+            case "imagenet" if channels == 3:
+                return IMAGENET_MEAN, IMAGENET_STD
+            case "imagenet":
+                raise ConfigError(f"preprocess.statistics imagenet is for 3 channels, these images have {channels}")
+            case "data":
+                held = self.loaders["train"].dataset
+                if isinstance(held, MemoryImages):
+                    return measure_mean_std(held.images.permute(0, 3, 1, 2))
+                return measure_mean_std(self.images(STATISTICS_IMAGES))
+
+
+def _geometry(recipe: Recipe, info: DataInfo) -> ImagePreprocess:
+    """Return how an image is scaled and cut; its statistics are still to be put in."""
+    asked = recipe.preprocess
+    if asked.size is None:
+        return ImagePreprocess.from_info(info, interpolation=asked.interpolation)
+    return ImagePreprocess(
+        size=asked.size,
+        channels=info.channels,
+        resize=asked.resize,
+        crop_fraction=asked.crop_fraction,
+        interpolation=asked.interpolation,
+        mean=(0.0,) * info.channels,
+        std=(1.0,) * info.channels,
+    )

@@ -1,0 +1,77 @@
+"""Optimisers and learning-rate schedules, made from a recipe."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from reskit.config import OptimizerConfig, ScheduleConfig
+
+__all__ = ["build_optimizer", "learning_rate_factor", "set_learning_rate"]
+
+_FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
+    """Return the optimiser of `config` over the trainable parameters of `model`.
+
+    Weight decay is put on weights only: vectors (biases, scales and shifts of norms) are left free,
+    as in He et al. 2019, "Bag of Tricks", section 3.1. The fused kernels are used where torch has them.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    fused = all(parameter.device.type in _FUSED_DEVICES for parameter in parameters)
+    match config.name:
+        case "sgd":
+            return torch.optim.SGD(
+                groups,
+                lr=config.lr,
+                momentum=config.momentum,
+                nesterov=config.nesterov and config.momentum > 0,
+                fused=fused,
+            )
+        case "adam":
+            return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, fused=fused)
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
+
+
+def learning_rate_factor(config: ScheduleConfig, step: int, *, steps_per_epoch: int, epochs: int) -> float:
+    """Return the factor of the base learning rate at an optimiser step, counted from 0.
+
+    A pure function of the step, so that resuming needs no state. Cosine is Loshchilov & Hutter 2017
+    without restarts; onecycle rises linearly and falls by a cosine (Smith & Topin 2018).
+    """
+    epoch = step / steps_per_epoch
+    if config.name == "onecycle":
+        if epoch < config.peak_at * epochs:
+            return 0.04 + 0.96 * epoch / (config.peak_at * epochs)
+        return _cosine((epoch / epochs - config.peak_at) / (1 - config.peak_at), config.final)
+    if epoch < config.warmup_epochs:
+        return (step + 1) / (config.warmup_epochs * steps_per_epoch + 1)
+    match config.name:
+        case "constant":
+            return 1.0
+        case "step":
+            return config.gamma ** int(epoch / config.step_epochs)
+        case "multistep":
+            return config.gamma ** bisect_right(sorted(config.milestones), epoch)
+        case "cosine":
+            return _cosine((epoch - config.warmup_epochs) / (epochs - config.warmup_epochs), config.final)
+
+
+def set_learning_rate(optimizer: Optimizer, value: float) -> None:
+    """Set the learning rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = value
+
+
+def _cosine(progress: float, final: float) -> float:
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))

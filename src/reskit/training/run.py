@@ -1,0 +1,333 @@
+"""A training run from recipe to bundle, in a folder that tells all about it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator, DataLoaderConfiguration, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+
+from reskit.bundle import Bundle
+from reskit.config import Recipe, load_recipe
+from reskit.data import DataInfo
+from reskit.environment import machine, usable_cores, versions
+from reskit.errors import ConfigError, DataError, InterruptedRun
+from reskit.evaluation import measure, summarise
+from reskit.evaluation.plots import training_curves
+from reskit.files import to_json, write_text
+from reskit.tasks import TASKS, Batch, Task
+from reskit.training.callbacks import CsvLog, Reporter, Trackers
+from reskit.training.feed import Feed
+from reskit.training.loop import Trainer, training_loss
+from reskit.training.optim import build_optimizer, set_learning_rate
+from reskit.training.runtime import Runtime, Step, choose_runtime, clone_for_trial, keep_freed_memory
+from reskit.training.state import Progress, latest_checkpoint, load_checkpoint
+
+__all__ = ["TrainResult", "train"]
+
+SAMPLES = 64
+"""Raw training images kept in the bundle, for self-tests and for calibrating quantisation."""
+TRIAL_RATE = 0.1
+"""Factor of the learning rate while runtimes are measured: losses are compared, so they must not wander."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a run produced.
+
+    Attributes:
+        metrics: figures of the final network on `split`, in float32, as `reskit evaluate` gives them.
+        split: the held-out split they were measured on.
+        run: the run's folder.
+        bundle: the trained bundle's folder.
+        training: runtime, epochs, seconds, images per second, convergence, processor use, peak memory.
+        files: plots, logs and tables by name.
+    """
+
+    metrics: dict[str, float]
+    split: str
+    run: Path
+    bundle: Path
+    training: dict[str, Any]
+    files: dict[str, Path]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "metrics": self.metrics,
+            "split": self.split,
+            "run": str(self.run),
+            "bundle": str(self.bundle),
+            "training": self.training,
+            "files": {name: str(path) for name, path in self.files.items()},
+        }
+
+
+def train(
+    recipe: str | Path | Mapping[str, Any] | None = None,
+    *,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    resume: bool = False,
+    reporter: Reporter | None = None,
+) -> TrainResult:
+    """Train a recipe's network on labelled data and write a bundle.
+
+    Args:
+        recipe: a packaged name, a YAML file or a mapping; may be left out to resume.
+        data: a file, folder or Hub name; the recipe's own, else the embedded digits.
+        out: the run's folder; ``runs/<recipe>-<time>`` when absent.
+        overrides: ``training.epochs=5`` and the like.
+        resume: go on from the newest checkpoint in `out`.
+        reporter: told of progress; prints to standard error when absent.
+
+    Returns:
+        The figures of the final network and where everything lies.
+
+    Raises:
+        ReskitError: the recipe, the data or the folder is not usable, or training went wrong; each says why.
+    """
+    settled, folder = _settle(recipe, data=data, out=out, overrides=overrides, resume=resume)
+    state = PartialState(cpu=settled.runtime.device == "cpu")
+    reporter = reporter or Reporter()
+    say = reporter.say if state.is_main_process else _silent
+    keep_freed_memory()
+    torch.set_num_threads(settled.runtime.threads or max(1, usable_cores() // state.num_processes))
+    torch.use_deterministic_algorithms(settled.training.deterministic)
+
+    feed = Feed(settled, processes=state.num_processes, say=say)
+    task = TASKS.get(settled.task).from_recipe(settled, feed.info, feed.preprocess)
+    torch.manual_seed(settled.training.seed)
+    model = task.build_model(settled)
+    if state.is_main_process:
+        _write_context(folder, settled, feed.info)
+
+    checkpoint = latest_checkpoint(folder / "checkpoints") if resume else None
+    if checkpoint:
+        progress, tensors, context = load_checkpoint(checkpoint)
+        if context["fingerprint"] != feed.info.fingerprint:
+            raise DataError(f"{feed.info.location} changed since {checkpoint} was written; train into another --out")
+        runtime = Runtime(**context["runtime"])
+        say(f"resuming at step {progress.step} (epoch {progress.epoch + 1}) with {runtime}")
+    else:
+        runtime = _fastest_runtime(settled, task, model, feed.loaders["train"], folder, state, say)
+    accelerator = _accelerator(settled, runtime, folder)
+    trainer = Trainer(
+        task=task,
+        model=model,
+        loaders=feed.loaders,
+        monitor=feed.monitor,
+        config=settled.training,
+        runtime=runtime,
+        accelerator=accelerator,
+        folder=folder / "checkpoints",
+        run={"runtime": asdict(runtime), "fingerprint": feed.info.fingerprint},
+        callbacks=(reporter, CsvLog(folder / "log.csv"), Trackers(accelerator)),
+    )
+    if checkpoint:
+        trainer.resume(progress, tensors)
+    try:
+        progress = trainer.fit()
+    except InterruptedRun as stopped:
+        raise InterruptedRun(f"{stopped}; go on with `reskit train --out {folder} --resume`") from None
+    network = trainer.network.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    accelerator.wait_for_everyone()
+    accelerator.free_memory()
+    return _finish(settled, folder, feed, task, network, progress, runtime, writes=state.is_main_process)
+
+
+def _settle(
+    recipe: str | Path | Mapping[str, Any] | None,
+    *,
+    data: str | Path | None,
+    out: str | Path | None,
+    overrides: Iterable[str],
+    resume: bool,
+) -> tuple[Recipe, Path]:
+    """Return the whole recipe and the run's folder, after checking that nothing will be overwritten."""
+    overrides = [*overrides, *([f"data.path={json.dumps(str(data))}"] if data is not None else [])]
+    written = Path(out) / "recipe.yaml" if out is not None else None
+    if resume:
+        if written is None:
+            raise ConfigError("resuming needs the run's folder: --out DIR --resume")
+        if written.is_file():
+            begun = load_recipe(written)
+            if recipe is not None and (asked := load_recipe(recipe, overrides)) != begun:
+                raise ConfigError(f"{written} differs from what is asked in {_differences(begun, asked)}; resume without it")
+            if recipe is None and overrides:
+                raise ConfigError("a run is resumed as it was begun: leave out --set and --data, or start another --out")
+            return begun, written.parent
+    if recipe is None:
+        raise ConfigError(f"nothing to resume in {out}: no recipe.yaml there" if resume else "name a recipe; see `reskit recipes`")
+    settled = load_recipe(recipe, overrides)
+    folder = Path(out) if out is not None else Path("runs") / f"{settled.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is not empty; add --resume to go on with that run, or choose another --out")
+    return settled, folder
+
+
+def _differences(first: Recipe, second: Recipe) -> str:
+    """Return the top-level keys in which two recipes differ."""
+    one, two = first.model_dump(), second.model_dump()
+    return ", ".join(key for key in one if one[key] != two[key])
+
+
+def _fastest_runtime(
+    recipe: Recipe,
+    task: Task,
+    model: nn.Module,
+    loader: Iterable[Batch],
+    folder: Path,
+    state: PartialState,
+    say: Callable[[str], None],
+) -> Runtime:
+    """Measure on a real batch which way to run is fastest; all processes take what the first one found."""
+    batch = {name: value.to(state.device) for name, value in next(iter(loader)).items()}
+    task.normalize.to(state.device)
+    config = recipe.training
+
+    def make_step(runtime: Runtime) -> Step:
+        trial = clone_for_trial(model, runtime)
+        optimizer = build_optimizer(trial, config.optimizer)
+        set_learning_rate(optimizer, config.optimizer.lr * TRIAL_RATE)
+
+        def step() -> Tensor:
+            loss = training_loss(task, trial, batch, runtime)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss.detach()
+
+        return step
+
+    chosen: list[Runtime | None] = [None]
+    if state.is_main_process:
+        size = len(batch["index"])
+        chosen[0], trials = choose_runtime(recipe.runtime, device=state.device, make_step=make_step, batch_size=size)
+        for trial in trials:
+            note = "" if trial.accepted else "  (left out: does not train to the same loss)"
+            mark = "->" if trial.runtime == chosen[0] else "  "
+            say(f"{mark} {trial.runtime!s:<32} {trial.images_per_second:>8.0f} images/s  loss {trial.loss:.3f}{note}")
+        write_text(folder / "runtime.json", to_json({"chosen": str(chosen[0]), "trials": [asdict(t) for t in trials]}))
+    broadcast_object_list(chosen)
+    assert chosen[0] is not None
+    return chosen[0]
+
+
+def _accelerator(recipe: Recipe, runtime: Runtime, folder: Path) -> Accelerator:
+    """Return Accelerate's handle; an earlier run of this process may have left another precision behind."""
+    AcceleratorState._reset_state()
+    tensorboard = importlib.util.find_spec("tensorboard") is not None
+    accelerator = Accelerator(
+        cpu=recipe.runtime.device == "cpu",
+        mixed_precision="no" if runtime.precision == "fp32" else runtime.precision,
+        gradient_accumulation_steps=recipe.training.accumulate,
+        dataloader_config=DataLoaderConfiguration(use_stateful_dataloader=True),
+        log_with="tensorboard" if tensorboard else None,
+        project_dir=folder,
+    )
+    if tensorboard:
+        accelerator.init_trackers("tensorboard")
+    return accelerator
+
+
+def _finish(
+    recipe: Recipe,
+    folder: Path,
+    feed: Feed,
+    task: Task,
+    network: nn.Module,
+    progress: Progress,
+    runtime: Runtime,
+    *,
+    writes: bool,
+) -> TrainResult:
+    """Measure the final network as a user of the bundle will, and write bundle, plots and figures."""
+    source, info = feed.source, feed.info
+    training = _figures(recipe, task, feed.monitor, progress, runtime)
+    bundle = folder / "bundle"
+    if not writes:
+        return TrainResult(metrics={}, split=info.held_out, run=folder, bundle=bundle, training=training, files={})
+    loader = feed.loaders.get(info.held_out) or feed.loader(info.held_out)
+    metrics, examples = measure(network, loader, task, device=torch.device("cpu"))
+    evaluation = summarise(
+        task, split=info.held_out, metrics=metrics, examples=examples, source=source, out=folder / "evaluation"
+    )
+    Bundle.write(
+        bundle,
+        task=task,
+        model=network,
+        metrics={info.held_out: metrics},
+        provenance={
+            "recipe": recipe.name,
+            "source": recipe.source,
+            "settings": recipe.model_dump(mode="json"),
+            "data": info.location,
+            "fingerprint": info.fingerprint,
+            "counts": {name: split.count for name, split in info.splits.items()},
+            "seed": recipe.training.seed,
+            "epochs": progress.epoch,
+            "training": training,
+        },
+        samples=torch.cat(list(feed.images(SAMPLES))),
+    )
+    curves = training_curves(progress.history, folder / "curves.png", recipe.name, metric=task.main_metric)
+    result = TrainResult(
+        metrics=metrics,
+        split=info.held_out,
+        run=folder,
+        bundle=bundle,
+        training=training,
+        files={"curves": curves, "log": folder / "log.csv", **evaluation.files},
+    )
+    write_text(folder / "result.json", to_json(result.as_dict()))
+    return result
+
+
+def _figures(recipe: Recipe, task: Task, monitor: str, progress: Progress, runtime: Runtime) -> dict[str, Any]:
+    """Return what the run cost and how it converged, from its history."""
+    history, key = progress.history, f"{monitor}_{task.main_metric}"
+    sign = 1 if task.higher_is_better else -1
+    target = recipe.training.target
+    reached = [row for row in history if target is not None and sign * row[key] >= sign * target]
+    best = max(history, key=lambda row: sign * row[key])
+    images = sum(row["images_per_second"] * row["seconds"] for row in history)
+    return {
+        "runtime": str(runtime),
+        "epochs": len(history),
+        "steps": progress.step,
+        "seconds": progress.train_seconds,
+        "seconds_per_epoch": progress.train_seconds / len(history),
+        "images_per_second": images / progress.train_seconds,
+        "final_train_loss": history[-1]["train_loss"],
+        "best": {"epoch": best["epoch"], key: best[key], "seconds": best["train_seconds"]},
+        "target": target,
+        "epochs_to_target": reached[0]["epoch"] if reached else None,
+        "seconds_to_target": reached[0]["train_seconds"] if reached else None,
+        **{name: history[-1][name] for name in ("cpu_utilisation", "peak_memory_mib", "gpu_utilisation")},
+        "gpu_peak_memory_mib": history[-1]["gpu_peak_memory_mib"],
+        "energy_joules": history[-1]["energy_joules"],
+    }
+
+
+def _write_context(folder: Path, recipe: Recipe, info: DataInfo) -> None:
+    """Write what the run is made of, before it begins."""
+    settings = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_text(folder / "recipe.yaml", settings)
+    write_text(folder / "environment.json", to_json({"machine": machine(), "versions": versions()}))
+    write_text(folder / "data.json", to_json(info.model_dump(mode="json")))
+
+
+def _silent(_: str) -> None:
+    """Say nothing: another process does."""

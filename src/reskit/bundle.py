@@ -88,7 +88,9 @@ class Bundle:
             if not file.is_file():
                 raise BundleError(f"bundle {folder}: {name} is missing; restore it or train again")
             if sha256(file) != digest:
-                raise BundleError(f"bundle {folder}: {name} was altered since it was written (SHA-256 differs)")
+                raise BundleError(
+                    f"bundle {folder}: {name} was altered since it was written (SHA-256 differs)"
+                )
         try:
             task = TASKS.get(config.task["name"]).from_config(config.task)
             model = create_model(**config.architecture)
@@ -167,7 +169,9 @@ class Bundle:
         found = _outputs(self.model, self.task, self.samples["samples"][: len(expected)])
         difference = float((found - expected).abs().max())
         if not difference <= _GOLDEN_TOLERANCE:
-            raise BundleError(f"bundle {self.path}: golden samples differ by {difference:.2g} from when it was written")
+            raise BundleError(
+                f"bundle {self.path}: golden samples differ by {difference:.2g} from when it was written"
+            )
         return difference
 
     def predict(self, inputs: Any, *, batch_size: int = 32) -> Predictions:
@@ -186,16 +190,26 @@ def _read_config(folder: Path) -> BundleConfig:
     """Read and check `config.json`."""
     file = folder / _CONFIG
     if not file.is_file():
-        what = "has no config.json" if folder.is_dir() else "is not a folder" if folder.exists() else "does not exist"
+        what = (
+            "has no config.json"
+            if folder.is_dir()
+            else "is not a folder"
+            if folder.exists()
+            else "does not exist"
+        )
         raise BundleError(f"{folder} is not a reskit bundle: it {what}")
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         checksum = values.pop("checksum")
         newest = int(values["format"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BundleError(f"{file} is not the config.json of a reskit bundle ({type(error).__name__}: {error})") from None
+        raise BundleError(
+            f"{file} is not the config.json of a reskit bundle ({type(error).__name__}: {error})"
+        ) from None
     if newest > FORMAT_VERSION:
-        raise BundleError(f"{file} has format {newest}, this reskit reads up to {FORMAT_VERSION}; upgrade reskit")
+        raise BundleError(
+            f"{file} has format {newest}, this reskit reads up to {FORMAT_VERSION}; upgrade reskit"
+        )
     try:
         config = BundleConfig.model_validate(values)
     except ValidationError as error:
@@ -225,6 +239,7 @@ def _card(config: BundleConfig, name: str) -> str:
     labels = config.task["labels"]
     shown = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
     preprocess = config.task["preprocess"]
+    height, width = preprocess["size"]
     return "\n".join(
         [
             "---",
@@ -234,10 +249,11 @@ def _card(config: BundleConfig, name: str) -> str:
             "---",
             f"# {name}",
             "",
-            f"`{config.architecture['name']}` for the task `{config.task['name']}`, written by {config.library}.",
+            f"`{config.architecture['name']}` for the task `{config.task['name']}`,"
+            f" written by {config.library}.",
             "",
             f"- Classes ({len(labels)}): {shown}",
-            f"- Input: {preprocess['channels']} x {preprocess['size'][0]} x {preprocess['size'][1]} pixels, uint8",
+            f"- Input: uint8, {preprocess['channels']} channels of {height} x {width} pixels",
             *_lines("Trained with", config.provenance, ("recipe", "data", "seed", "epochs")),
             "",
             "| split | metric | value |",

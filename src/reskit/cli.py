@@ -38,9 +38,12 @@ def train(
     data: Data = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run's folder.")] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; repeatable.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; repeatable."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")
+    ] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -62,16 +65,25 @@ def evaluate(
     bundle: BundlePath,
     data: Data = None,
     split: Annotated[str | None, typer.Option(help="Which split; the held-out one when absent.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Write report, plots and rows here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Write report, plots and rows here.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples at once.")] = 256,
-    on_corrupt: Annotated[str, typer.Option(help="refuse or skip images that cannot be read.")] = "refuse",
+    skip_corrupt: Annotated[bool, typer.Option(help="Leave out images that cannot be read.")] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Measure a bundle on labelled data."""
     from reskit.evaluation import evaluate as run
 
-    result = run(bundle, data, split=split, out=out, batch_size=batch_size, on_corrupt=on_corrupt)
+    result = run(
+        bundle,
+        data,
+        split=split,
+        out=out,
+        batch_size=batch_size,
+        on_corrupt="skip" if skip_corrupt else "refuse",
+    )
     if json:
         _print_json(result.as_dict())
         return
@@ -82,9 +94,12 @@ def evaluate(
 @app.command()
 def predict(
     bundle: BundlePath,
-    inputs: Annotated[list[str], typer.Argument(help="Files, folders or globs; - reads a list from standard input.")],
+    inputs: Annotated[
+        list[str], typer.Argument(help="Files, folders or globs; - reads a list from standard input.")
+    ],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Write the table: .csv, .json, .jsonl or .parquet.")
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Write the table: .csv, .json, .jsonl or .parquet."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 32,
     json: Json = False,
@@ -146,7 +161,10 @@ def recipes(
         _print_json(values) if json else typer.echo(yaml.safe_dump(values, sort_keys=False), nl=False)
         return
     known = [load_recipe(recipe) for recipe in list_recipes()]
-    rows = [{"name": r.name, "model": r.model.name, "epochs": r.training.epochs, "description": r.description} for r in known]
+    rows = [
+        {"name": r.name, "model": r.model.name, "epochs": r.training.epochs, "description": r.description}
+        for r in known
+    ]
     _print_json(rows) if json else _print_rows(rows)
 
 
@@ -163,7 +181,11 @@ def doctor(json: Json = False, debug: Debug = False) -> None:
     _print_rows([{"package": key, "version": value} for key, value in report["versions"].items()])
     _print_rows(
         [
-            {"extra": extra, "missing": ", ".join(absent) or "nothing", "install": f"pip install 'reskit[{extra}]'"}
+            {
+                "extra": extra,
+                "missing": ", ".join(absent) or "nothing",
+                "install": f"pip install 'reskit[{extra}]'",
+            }
             for extra, absent in report["missing"].items()
         ]
     )

@@ -52,7 +52,9 @@ class DataConfig(_Part):
     holdout: float = Field(0.2, gt=0, lt=1, description="share held out when the data has one split only")
     validation: float = Field(0.0, ge=0, lt=1, description="share of train set aside to choose epochs by")
     loading: Literal["auto", "memory", "stream"] = "auto"
-    workers: int | None = Field(None, ge=0, description="loader processes; chosen from the machine when absent")
+    workers: int | None = Field(
+        None, ge=0, description="loader processes; chosen from the machine when absent"
+    )
 
 
 class ModelConfig(_Part):
@@ -122,9 +124,13 @@ class TrainingConfig(_Part):
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:
         if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}"
+            )
         if self.schedule.warmup_epochs >= self.epochs and self.schedule.name != "onecycle":
-            raise ValueError(f"warmup_epochs {self.schedule.warmup_epochs:g} leaves nothing of {self.epochs} epochs")
+            raise ValueError(
+                f"warmup_epochs {self.schedule.warmup_epochs:g} leaves nothing of {self.epochs} epochs"
+            )
         return self
 
 
@@ -170,7 +176,9 @@ def load_recipe(name: str | Path | Mapping[str, Any], overrides: Iterable[str] =
         UnknownNameError: no packaged recipe has the name and no file is there.
         ConfigError: not YAML, an unknown key (with a suggestion), or a value out of its range.
     """
-    values, label = (dict(name), "recipe") if isinstance(name, Mapping) else (_read(name), f"recipe {str(name)!r}")
+    values, label = (
+        (dict(name), "recipe") if isinstance(name, Mapping) else (_read(name), f"recipe {str(name)!r}")
+    )
     seen = {str(name)}
     while base := values.pop("extends", None):
         if base in seen:
@@ -237,7 +245,8 @@ def _explain(error: ValidationError) -> str:
             *parents, word = map(str, item["loc"])
             problems.append(f"unknown key {where!r}{did_you_mean(word, _known_keys(parents))}")
         else:
-            problems.append(f"{where or 'recipe'}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r:.60})")
+            reason = item["msg"].removeprefix("Value error, ")
+            problems.append(f"{where or 'recipe'}: {reason} (got {item['input']!r:.60})")
     return "; ".join(problems)
 
 

@@ -12,7 +12,16 @@ from typing import Any
 
 __all__ = ["extras", "git_commit", "machine", "versions"]
 
-_CORE = ("torch", "torchvision", "accelerate", "torchdata", "torchmetrics", "datasets", "safetensors", "numpy")
+_CORE = (
+    "torch",
+    "torchvision",
+    "accelerate",
+    "torchdata",
+    "torchmetrics",
+    "datasets",
+    "safetensors",
+    "numpy",
+)
 
 
 def machine() -> dict[str, Any]:

@@ -13,7 +13,7 @@ __all__ = [
     "BundleError",
     "ConfigError",
     "DataError",
-    "InterruptedRun",
+    "InterruptedRunError",
     "MissingExtraError",
     "ModelError",
     "OutputError",
@@ -57,7 +57,7 @@ class OutputError(ReskitError):
     """A file cannot be written: no space, no permission, a read-only place."""
 
 
-class InterruptedRun(ReskitError):
+class InterruptedRunError(ReskitError):
     """Training was asked to stop; its state is saved and it can be resumed."""
 
 

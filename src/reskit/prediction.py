@@ -73,7 +73,7 @@ class Predictions(Sequence[dict[str, Any]]):
         """Write all rows, whole or not at all, in the format the suffix names.
 
         ``.json`` is a list of rows, ``.jsonl`` a row a line, ``.parquet`` has `top` as a list of structs. In
-        ``.csv`` `top` is spread over the columns ``top1_label, top1_probability, top2_label, ...`` and an empty
+        ``.csv`` `top` is spread over the columns ``top1_label, top1_probability, top2_label, ...``; an empty
         field stands for None.
 
         Raises:
@@ -227,9 +227,17 @@ def _rows(bundle: Bundle, entries: Iterator[_Entry], batch_size: int) -> Iterato
         records = iter(_decode(bundle, [image for image in read if isinstance(image, Tensor)], device))
         for entry, image in zip(batch, read, strict=True):
             record = next(records) if isinstance(image, Tensor) else image
-            failed = isinstance(record, str)
-            answer = {"label": None, "confidence": None, "top": []} if failed else record
-            yield {"input": _encodable(entry.name), **answer, "error": _encodable(record) if failed else None}
+            name = _encodable(entry.name)
+            if isinstance(record, str):
+                yield {
+                    "input": name,
+                    "label": None,
+                    "confidence": None,
+                    "top": [],
+                    "error": _encodable(record),
+                }
+            else:
+                yield {"input": name, **record, "error": None}
 
 
 def _read(bundle: Bundle, entry: _Entry) -> Tensor | str:
@@ -269,7 +277,8 @@ def _entries(inputs: Any, channels: int, recursive: bool) -> Iterator[_Entry]:
         return
     if not isinstance(inputs, Iterable):
         raise DataError(_no_input(inputs))
-    found, waiting, reason = False, [], "there are no inputs: the list is empty"
+    found = False
+    waiting: list[_Entry] = []  # what held no image, until something else does
     for place, item in enumerate(inputs):
         name = f"inputs[{place}]"
         try:
@@ -283,7 +292,7 @@ def _entries(inputs: Any, channels: int, recursive: bool) -> Iterator[_Entry]:
             yield from waiting
             waiting = []
     if not found:
-        raise DataError(waiting[0].error if waiting else reason)
+        raise DataError(waiting[0].error if waiting else "there are no inputs: the list is empty")
 
 
 def _is_one(inputs: Any) -> bool:
@@ -317,7 +326,7 @@ def _files(place: str | Path, recursive: bool) -> Iterator[_Entry]:
         entries = _images_below(path, recursive, frozenset())
         nothing = f"{path} holds no image files{'' if recursive else ' (sub-folders were not searched)'}"
     elif glob.has_magic(str(place)) and not os.path.lexists(path):
-        matches = sorted(map(Path, glob.iglob(str(place), recursive=True)))
+        matches = sorted(map(Path, glob.iglob(str(place), recursive=True)))  # noqa: PTH207 - Path.glob takes no absolute pattern
         entries = (_Entry(str(match), match) for match in matches if not match.is_dir())
         nothing = f"no file matches {str(place)!r}"
     else:
@@ -359,29 +368,23 @@ def _images(batch: np.ndarray | Tensor, name: str, channels: int) -> tuple[Seque
     Raises:
         DataError: dtype or shape do not say clearly what is meant.
     """
-    if isinstance(batch, Tensor):
-        kind, axis, orders, depths = "tensor", -3, "(H, W), (C, H, W) or (N, C, H, W)", ("uint8",)
-        batch = batch.detach().cpu()
-    else:
-        kind, axis, orders, depths = "array", -1, "(H, W), (H, W, C) or (N, H, W, C)", ("uint8", "uint16")
+    first = isinstance(batch, Tensor)
     shape, dtype = tuple(batch.shape), str(batch.dtype).removeprefix("torch.")
-    what = f"{name} is {'an' if kind == 'array' else 'a'} {kind} of {dtype} {shape}"
-    if dtype not in depths:
+    what = f"{name} is {'a tensor' if first else 'an array'} of {dtype} {shape}"
+    if dtype != "uint8" and (first or dtype != "uint16"):
         raise DataError(
             f"{what}: raw pixels from 0 to 255 are needed, as uint8; the bundle scales them itself"
         )
     allowed = _PICTURE_CHANNELS | {channels}
-    if len(shape) not in (2, 3, 4) or (len(shape) > 2 and shape[axis] not in allowed):
+    if len(shape) not in (2, 3, 4) or (len(shape) > 2 and shape[-3 if first else -1] not in allowed):
         counts = ", ".join(map(str, sorted(allowed)))
-        raise DataError(
-            f"{what}: give {orders} with C one of {counts}; a {kind} has its channels {_WHERE[kind]}"
-        )
+        forms = "(H, W), (C, H, W) or (N, C, H, W)" if first else "(H, W), (H, W, C) or (N, H, W, C)"
+        rule = "a tensor has its channels first, a NumPy array last"
+        raise DataError(f"{what}: expected {forms} with C one of {counts}; {rule}")
     if 0 in shape:
         raise DataError(f"{what}: it holds no image")
-    return (batch, True) if len(shape) == 4 else ([batch], False)
-
-
-_WHERE = {"array": "last, a tensor first", "tensor": "first, an array last"}
+    images = batch.detach().cpu() if isinstance(batch, Tensor) else batch
+    return (list(images), True) if len(shape) == 4 else ([images], False)
 
 
 def _next(row: Mapping[str, Any]) -> str:
@@ -402,5 +405,5 @@ def _printable(text: str) -> str:
 
 
 def _encodable(text: str) -> str:
-    """Return text that UTF-8 can hold: bytes of a file name that are not UTF-8 become ``\\xNN``."""
+    """Return text that UTF-8 can hold; bytes of a file name that are not UTF-8 are shown as escapes."""
     return os.fsencode(text).decode("utf-8", "backslashreplace")

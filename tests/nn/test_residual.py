@@ -14,7 +14,9 @@ from reskit.nn import Residual, ResidualMLP
 class Constant(Residual):
     """A block whose F is a given tensor, whatever its input."""
 
-    def __init__(self, value: list[float], activation: nn.Module | None = None, *, residual: bool = True) -> None:
+    def __init__(
+        self, value: list[float], activation: nn.Module | None = None, *, residual: bool = True
+    ) -> None:
         super().__init__(activation, residual=residual)
         self.value = torch.tensor([value])
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -93,6 +94,16 @@ def test_a_whole_pickled_model_is_refused_with_what_to_do(tmp_path: Path) -> Non
         load_state(tmp_path / "model.pth")
 
 
+def test_a_program_is_refused_and_safety_never_advised_away(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "program.pt", "w") as archive:
+        archive.writestr("program/constants.pkl", b"")
+        archive.writestr("program/data.pkl", b"")
+        archive.writestr("program/version", b"3")
+    with pytest.raises(WeightsError, match="TorchScript program") as caught:
+        load_state(tmp_path / "program.pt")
+    assert "weights_only" not in str(caught.value)
+
+
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
 def test_damaged_files_give_one_clear_error(tmp_path: Path, kind: str) -> None:
     path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pth")
@@ -104,10 +115,11 @@ def test_damaged_files_give_one_clear_error(tmp_path: Path, kind: str) -> None:
     chance = random.Random(0)
     for length in [0, 1, 7, 9, *(chance.randrange(len(whole) - 8) for _ in range(20))]:
         path.write_bytes(whole[:length])
-        with pytest.raises(WeightsError, match=r"w\.(pth|safetensors)"):
+        with pytest.raises(WeightsError, match=r"w\.(pth|safetensors)") as caught:
             load_state(path)
+        assert "weights_only" not in str(caught.value)
     path.write_bytes(chance.randbytes(500))
-    with pytest.raises(WeightsError, match="fetch or save it again|never loads"):
+    with pytest.raises(WeightsError, match=r"fetch or save it again|never loads"):
         load_state(path)
 
 
@@ -142,7 +154,7 @@ def test_load_into_fills_the_model_and_reports(tmp_path: Path) -> None:
     report = load_into(model, tmp_path / "w.pth")
     assert same(dict(model.state_dict()), STATE)
     assert set(report.matched) == set(STATE)
-    assert not (report.renamed or report.missing or report.unexpected or report.mismatched)
+    assert not any([report.renamed, report.missing, report.unexpected, report.mismatched])
 
 
 def test_a_misfit_is_named_and_changes_nothing(tmp_path: Path) -> None:
@@ -151,13 +163,19 @@ def test_a_misfit_is_named_and_changes_nothing(tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(WeightsError) as caught:
         load_into(model, tmp_path / "w.pth")
-    for word in ("missing there: a.bias", "unknown here: b.weight", "a.weight is (5, 3) there and (2, 3) here"):
+    for word in (
+        "missing there: a.bias",
+        "unknown here: b.weight",
+        "a.weight is (5, 3) there and (2, 3) here",
+    ):
         assert word in str(caught.value)
     assert same(dict(model.state_dict()), before)
 
 
 def test_not_strict_loads_what_fits(tmp_path: Path) -> None:
-    torch.save({"a.weight": torch.ones(5, 3), "a.bias": torch.ones(2), "b": torch.ones(1)}, tmp_path / "w.pth")
+    torch.save(
+        {"a.weight": torch.ones(5, 3), "a.bias": torch.ones(2), "b": torch.ones(1)}, tmp_path / "w.pth"
+    )
     model = small()
     report = load_into(model, tmp_path / "w.pth", strict=False)
     assert report.matched == ("a.bias",)

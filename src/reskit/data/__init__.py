@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from reskit.data.loading import EpochSampler, MemoryImages, StreamImages, choose_mode, make_loader
     from reskit.data.memory import DecodedSplit, decode_split
     from reskit.data.sources import Source, open_source
-    from reskit.data.split import Split
-    from reskit.data.transforms import IMAGENET_MEAN, IMAGENET_STD, ImagePreprocess, Normalize, measure_mean_std
+    from reskit.data.split import OnCorrupt, Split
+    from reskit.data.transforms import (
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+        ImagePreprocess,
+        Normalize,
+        measure_mean_std,
+    )
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -31,6 +37,7 @@ __all__ = [
     "ImagePreprocess",
     "MemoryImages",
     "Normalize",
+    "OnCorrupt",
     "Source",
     "SourceKind",
     "Split",
@@ -59,6 +66,7 @@ _HOME = {
     "decode_split": "memory",
     "Source": "sources",
     "open_source": "sources",
+    "OnCorrupt": "split",
     "Split": "split",
     "IMAGENET_MEAN": "transforms",
     "IMAGENET_STD": "transforms",

@@ -58,8 +58,7 @@ def open_image(item: Any) -> Image.Image:
         DataError: `item` is none of these.
         OSError, ValueError, ...: one of `HEADER_ERRORS`, the file is not a readable image.
     """
-    if isinstance(item, Mapping):
-        item = item["bytes"] if item.get("bytes") is not None else item.get("path")
+    item = _held(item)
     if isinstance(item, Image.Image):
         return item
     if isinstance(item, bytes | bytearray | memoryview):
@@ -102,7 +101,9 @@ def read_array(item: Any, channels: int) -> Array:
         DataError: the image is missing, truncated, oversized or of a kind that cannot be read.
     """
     try:
-        image = open_image(item)
+        held = _held(item)
+        # The whole file is wanted, and a file read is a file closed, whatever its pixels turn out to be.
+        image = open_image(Path(held).read_bytes() if isinstance(held, str | Path) else held)
         if _has_exif(image):
             image = ImageOps.exif_transpose(image)
         converted = _convert(image, channels)
@@ -110,6 +111,13 @@ def read_array(item: Any, channels: int) -> Array:
         raise DataError(f"cannot read image {item_name(item)}: {_reason(item, error)}") from error
     array = np.asarray(converted, dtype=np.uint8)
     return array[:, :, None] if array.ndim == 2 else array
+
+
+def _held(item: Any) -> Any:
+    """Return what a record of `datasets` holds: bytes where it has them, else its path."""
+    if not isinstance(item, Mapping):
+        return item
+    return item["bytes"] if item.get("bytes") is not None else item.get("path")
 
 
 def _has_exif(image: Image.Image) -> bool:
@@ -122,8 +130,6 @@ def _reason(item: Any, error: BaseException) -> str:
         return "no such file"
     if isinstance(error, UnidentifiedImageError):
         return "not an image Pillow knows"
-    if isinstance(item, str | Path) and Path(item).is_file() and Path(item).stat().st_size == 0:
-        return "the file is empty"
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 

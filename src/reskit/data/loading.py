@@ -8,9 +8,8 @@ copies in worker processes, never hold an epoch that could go stale.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import psutil  # type: ignore[import-untyped]
 import torch
@@ -22,7 +21,7 @@ from torchvision.transforms.v2 import functional as tv
 from reskit.data.augment import Augment
 from reskit.data.batch_augment import augment_batch, draw_boxes
 from reskit.data.info import DataInfo
-from reskit.data.memory import DecodedSplit, decode_split, verify_split
+from reskit.data.memory import DecodedSplit, decode_split, processors, verify_split
 from reskit.data.seeds import derive_seed
 from reskit.data.split import Split
 from reskit.data.transforms import ImagePreprocess
@@ -236,7 +235,7 @@ def make_loader(
     """Build the loader of one split; it yields `Batch` records.
 
     To resume inside an epoch, prepare the loader with Accelerate, call ``set_epoch(epoch)`` on what comes
-    back, then ``accelerator.skip_first_batches(loader, done)``: the rest of the epoch is the same to the pixel,
+    back, then ``accelerator.skip_first_batches(loader, done)``: the rest of the epoch is pixel-equal,
     for any number of workers. Leave `use_stateful_dataloader` off: Accelerate 1.15 takes a snapshot of a
     stateful loader while preparing it, so the first pass ignores ``set_epoch`` (until ``load_state_dict``).
 
@@ -269,7 +268,7 @@ def make_loader(
     else:
         verify_split(split, preprocess)
         dataset = StreamImages(split, preprocess, augment=augment, seed=seed)
-        workers = min(os.cpu_count() or 1, 8) if workers is None else workers
+        workers = min(processors(), 8) if workers is None else workers
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -278,11 +277,13 @@ def make_loader(
         collate_fn=as_is,
         drop_last=drop_last,
         pin_memory=pin_memory,
+        # Its own generator, or every pass would move the global one and a resumed run would differ.
+        generator=torch.Generator().manual_seed(derive_seed(seed, "workers")),
         worker_init_fn=one_thread if workers else None,
     )
 
 
-def as_is(batch: Batch) -> Batch:
+def as_is(batch: Any) -> Any:
     """Collate nothing: the datasets return whole batches."""
     return batch
 

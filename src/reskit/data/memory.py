@@ -17,7 +17,7 @@ from reskit.data.split import Split
 from reskit.data.transforms import ImagePreprocess
 from reskit.errors import DataError
 
-__all__ = ["DecodedSplit", "decode_split", "verify_split"]
+__all__ = ["DecodedSplit", "decode_split", "processors", "verify_split"]
 
 _CHUNK = 64
 
@@ -86,6 +86,11 @@ def verify_split(split: Split, preprocess: ImagePreprocess, *, workers: int | No
     split.reject(bad)
 
 
+def processors() -> int:
+    """Return how many processors this process may use, which in a container is fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _write(record: Path, text: str) -> None:
     """Keep a record if the cache can be written; without it the next run just checks again."""
     partial = record.with_suffix(f".{os.getpid()}")
@@ -111,6 +116,6 @@ def _over_rows(
                 bad[place] = str(error)
         return bad
 
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(workers or processors()) as pool:
         results = list(pool.map(chunk, range(0, len(rows), _CHUNK)))
     return {place: reason for result in results for place, reason in result.items()}

@@ -125,6 +125,8 @@ def open_source(
     if on_corrupt not in ("refuse", "skip"):
         raise DataError(f"on_corrupt must be 'refuse' or 'skip', got {on_corrupt!r}")
     location = "digits" if path is None else str(path)
+    if location.startswith("~"):
+        location = str(Path(location).expanduser())
     kind = _guess(location)
     cache = Path(cache_dir) if cache_dir else None
     found = SOURCES.get(kind).open(location, cache)

@@ -195,7 +195,7 @@ class Split:
             return path if path.is_absolute() or self.root is None else self.root / path
         if isinstance(value, list):
             array = np.asarray(value)
-            fits = array.dtype.kind in "iu" and array.size and 0 <= array.min() and array.max() <= 255
+            fits = array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255
             return array.astype(np.uint8) if fits else array
         return value
 

@@ -1,5 +1,5 @@
 """Evaluation: metrics, tables, plots and a report."""
 
-from reskit.evaluation.evaluate import Evaluation, evaluate, measure, summarise
+from reskit.evaluation.run import Evaluation, evaluate, measure, summarise
 
 __all__ = ["Evaluation", "evaluate", "measure", "summarise"]

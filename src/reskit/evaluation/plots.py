@@ -7,7 +7,7 @@ are those of Okabe and Ito (2008), which colour-blind readers can tell apart.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -119,25 +119,22 @@ def reliability(bins: Sequence[Mapping[str, Any]], path: Path, *, bin_count: int
         zorder=3,
     )
     upper.bar(centre, accuracy, width, color=STYLE["first"], label="accuracy", zorder=2)
-    upper.scatter(confidence, accuracy, s=14, color="white", edgecolor=STYLE["ink"], linewidth=0.8, zorder=4)
+    gap = {"facecolor": "none", "edgecolor": STYLE["second"], "hatch": "////", "linewidth": 0.8, "zorder": 3}
     low, high = np.minimum(accuracy, confidence), abs(accuracy - confidence)
-    upper.bar(
-        centre, high, width, bottom=low, facecolor="none", edgecolor=STYLE["second"], hatch="////", linewidth=0.8,
-        label="gap to mean confidence", zorder=3,
-    )  # fmt: skip
+    upper.bar(centre, high, width, bottom=low, label="gap to mean confidence", **gap)
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
-    upper.legend(loc="upper left", frameon=False, fontsize=9)
+    upper.legend(loc="upper left", fontsize=9, frameon=True, framealpha=0.9, edgecolor="none")
     lower.bar(centre, share, width, color=STYLE["muted"])
-    lower.set(xlabel="confidence of the prediction", ylabel="share of images")
+    lower.set(xlabel="confidence of the prediction", ylabel="share of examples")
     for axes in (upper, lower):
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         _grid(axes)
-    says = "surer than right" if lean > 0 else "less sure than right"
+    lean_word = "overconfident" if lean > 0 else "underconfident"
     _title(
         upper,
         "Reliability",
-        f"expected calibration error {error:.1%}; on the whole {says} by {abs(lean):.1%}",
+        f"expected calibration error {error:.1%}; {lean_word} by {abs(lean):.1%}",
     )
     return _save(figure, path)
 
@@ -148,7 +145,8 @@ def image_grid(
     """Draw up to 24 images with a title each; tiny ones are enlarged without smoothing.
 
     Args:
-        images: uint8 `(H, W)` or `(H, W, C)`, of any sizes; 1 channel is grey, of more the first three are shown.
+        images: uint8 `(H, W)` or `(H, W, C)`, of any sizes; one channel is grey, of more than three the first
+            three are shown.
         titles: one for each.
         path: the PNG to write.
         heading: above all.
@@ -156,33 +154,32 @@ def image_grid(
     Raises:
         OutputError: the file system refuses.
     """
-    shown = list(zip(images, titles, strict=True))[:_MAX_IMAGES]
+    shown = list(zip(images, map(_wrapped, titles), strict=True))[:_MAX_IMAGES]
     columns = min(6, len(shown)) or 1
     rows = -(-len(shown) // columns) or 1
-    figure = _figure(max(1.65 * columns, 3.2), 2.05 * rows + (0.5 if heading else 0.1))
+    lines = max((title.count("\n") + 1 for _, title in shown), default=1)
+    figure = _figure(max(1.65 * columns, 3.2), (1.7 + 0.14 * lines) * rows + 0.4)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
+        axes.set_anchor("N")
     for axes, (image, title) in zip(grid.flat, shown, strict=False):
-        pixels = (
-            image[:, :, :3]
-            if image.ndim == 3 and image.shape[2] >= 3
-            else image.reshape(*image.shape[:2], -1)[:, :, 0]
-        )
+        pixels = image[:, :, None] if image.ndim == 2 else image
+        pixels = pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, 0]
         smoothing = "nearest" if max(pixels.shape[:2]) < _TINY else "auto"
         axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation=smoothing)
-        lines = textwrap.wrap(_clean(title, 200, markup=False), width=20, max_lines=3, placeholder="…")
-        text = "\n".join(lines).replace("$", r"\$")
-        axes.set_title(text, fontsize=8, color=STYLE["ink"], family=_fonts(), pad=4)
-    if heading:
-        figure.suptitle(
-            _clean(heading, 80), fontsize=12, fontweight="bold", color=STYLE["ink"], family=_fonts()
-        )
+        axes.set_title(title, fontsize=8, color=STYLE["ink"], family=_fonts(), pad=4)
+    _heading(figure, heading)
     return _save(figure, path)
 
 
 def training_curves(
-    history: Sequence[Mapping[str, Any]], path: Path, title: str | None = None, *, metric: str = "top1"
+    history: Sequence[Mapping[str, Any]],
+    path: Path,
+    title: str | None = None,
+    *,
+    metric: str = "top1",
+    higher_is_better: bool = True,
 ) -> Path:
     """Draw loss, main metric and learning rate over the epochs; what the history lacks is left out.
 
@@ -191,37 +188,30 @@ def training_curves(
         path: the PNG to write.
         title: above all; none when absent.
         metric: the main metric, without its split.
+        higher_is_better: which end of the metric is its best.
 
     Raises:
         OutputError: the file system refuses.
     """
     names = list(dict.fromkeys(name for row in history for name in row))
-    losses = [name for name in names if name == "train_loss" or name.endswith(("_cross_entropy", "_loss"))]
     panels = {
-        "loss": losses,
+        "loss": [name for name in names if name.endswith(("_loss", "_cross_entropy"))],
         metric: [name for name in names if name.endswith(f"_{metric}")],
         "learning rate": [name for name in names if name == "lr"],
     }
     panels = {panel: found for panel, found in panels.items() if found}
-    figure = _figure(4.3 * max(len(panels), 1), 3.5 if title else 3.2)
+    figure = _figure(4.3 * max(len(panels), 1), 3.5)
     for place, (panel, found) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), place)
         for name in found:
             _curve(axes, history, name)
-        subtitle = (
-            _last_and_best(history, found[-1], lowest=panel == "loss") if panel != "learning rate" else ""
-        )
-        _title(axes, panel, subtitle)
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        axes.set_ymargin(0.08)
+        best = min if panel == "loss" or not higher_is_better else max
+        _title(axes, panel, "" if found == ["lr"] else _last_and_best(history, found[-1], best))
+        _epoch_axis(axes, [row["epoch"] for row in history])
         if panel == "loss":
             axes.legend(frameon=False, fontsize=9)
         _grid(axes)
-    if title:
-        figure.suptitle(
-            _clean(title, 100), fontsize=12, fontweight="bold", color=STYLE["ink"], family=_fonts()
-        )
+    _heading(figure, title or "")
     return _save(figure, path)
 
 
@@ -252,14 +242,23 @@ def _curve(axes: Axes, history: Sequence[Mapping[str, Any]], name: str) -> None:
     axes.plot(epochs, values, color=colour, linewidth=1.8, marker=marker, markersize=3.5, label=label)
 
 
-def _last_and_best(history: Sequence[Mapping[str, Any]], name: str, *, lowest: bool) -> str:
+def _last_and_best(
+    history: Sequence[Mapping[str, Any]], name: str, best: Callable[[Iterable[float]], float]
+) -> str:
     """Say where a curve ends and, if that is elsewhere, where it was best."""
     epochs, values = _series(history, name)
     if not values:
         return ""
-    where = int(np.argmin(values) if lowest else np.argmax(values))
-    best = f"; best {values[where]:.4f} in epoch {epochs[where]:.0f}" if where < len(values) - 1 else ""
-    return f"{values[-1]:.4f} at the end{best}"
+    where = values.index(best(values))
+    peak = f"; best {values[where]:.4f} in epoch {epochs[where]:.0f}" if where < len(values) - 1 else ""
+    return f"{name.split('_')[0]} {values[-1]:.4f} at the end{peak}"
+
+
+def _epoch_axis(axes: Axes, epochs: Sequence[float]) -> None:
+    axes.set_xlabel("epoch")
+    axes.set_xlim(min(epochs) - 0.3, max(epochs) + 0.3)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
+    axes.set_ymargin(0.08)
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -270,9 +269,7 @@ def _figure(width: float, height: float) -> Figure:
 
 def _title(axes: Axes, title: str, subtitle: str) -> None:
     """Put a bold title and a quieter line of facts over the axes, flush left."""
-    axes.set_title(
-        title, loc="left", fontsize=12, fontweight="bold", color=STYLE["ink"], pad=20 if subtitle else 8
-    )
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=STYLE["ink"], pad=20)
     axes.annotate(
         subtitle,
         (0, 1),
@@ -282,6 +279,12 @@ def _title(axes: Axes, title: str, subtitle: str) -> None:
         fontsize=9,
         color=STYLE["muted"],
     )
+
+
+def _heading(figure: Figure, text: str) -> None:
+    if text:
+        style = {"fontsize": 12, "fontweight": "bold", "color": STYLE["ink"], "family": _fonts()}
+        figure.suptitle(_clean(text, 100), **style)
 
 
 def _grid(axes: Axes) -> None:
@@ -303,7 +306,8 @@ def _quiet(axes: Axes) -> None:
 def _save(figure: Figure, path: Path) -> Path:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Software": None})  # the same picture, byte for byte, in any version
+        # Tight: long labels are never cut. No software note: the same figures give the same file.
+        figure.savefig(path, bbox_inches="tight", pad_inches=0.15, metadata={"Software": None})
     return path
 
 
@@ -319,6 +323,12 @@ def _clean(text: str, limit: int, *, markup: bool = True) -> str:
     line = "".join(char if ord(char) in glyphs else "\ufffd" for char in " ".join(text.split()))
     line = line if len(line) <= limit else line[: limit - 1] + "…"
     return line.replace("$", r"\$") if markup else line
+
+
+def _wrapped(text: str) -> str:
+    """Return a title on up to four short lines."""
+    lines = textwrap.wrap(_clean(text, 200, markup=False), width=24, max_lines=4, placeholder="…")
+    return "\n".join(lines).replace("$", r"\$")
 
 
 @lru_cache(maxsize=1)

@@ -90,9 +90,16 @@ class Task(ABC):
 
     @abstractmethod
     def draw(
-        self, analysis: Mapping[str, Any], examples: Mapping[str, np.ndarray], images: Callable[[int], np.ndarray], folder: Path
+        self,
+        analysis: Mapping[str, Any],
+        examples: Mapping[str, np.ndarray],
+        images: Callable[[int], np.ndarray],
+        folder: Path,
     ) -> dict[str, Path]:
-        """Draw an evaluation into PNG files and return them by name; `images(i)` is example i, uint8 `(H, W, C)`."""
+        """Draw an evaluation into PNG files and return them by name.
+
+        `images(i)` is example `i` of the split, uint8 `(H, W, C)`.
+        """
 
     @abstractmethod
     def decode(self, outputs: Tensor) -> list[dict[str, Any]]:

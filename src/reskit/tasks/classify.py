@@ -77,11 +77,17 @@ class Classify(Task):
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Classify:
         """See `Task.from_config`."""
-        return cls(preprocess=ImagePreprocess.model_validate(config["preprocess"]), labels=list(config["labels"]))
+        return cls(
+            preprocess=ImagePreprocess.model_validate(config["preprocess"]), labels=list(config["labels"])
+        )
 
     def config(self) -> dict[str, Any]:
         """See `Task.config`."""
-        return {"name": self.name, "labels": self.labels, "preprocess": self.preprocess.model_dump(mode="json")}
+        return {
+            "name": self.name,
+            "labels": self.labels,
+            "preprocess": self.preprocess.model_dump(mode="json"),
+        }
 
     def build_model(self, recipe: Recipe) -> nn.Module:
         """See `Task.build_model`."""
@@ -109,18 +115,18 @@ class Classify(Task):
         return F.cross_entropy(outputs, target, label_smoothing=self.label_smoothing)
 
     def metrics(self) -> MetricCollection:
-        """Return top1, top5 (of more than five classes), cross_entropy, macro precision, recall, f1, and ece."""
-        classes, local = len(self.labels), {"sync_on_compute": False}
-        metrics: dict[str, Metric] = {
-            "top1": MulticlassAccuracy(classes, average="micro", **local),
-            "cross_entropy": _CrossEntropy(**local),
-            "precision": MulticlassPrecision(classes, average="macro", **local),
-            "recall": MulticlassRecall(classes, average="macro", **local),
-            "f1": MulticlassF1Score(classes, average="macro", **local),
-            "ece": MulticlassCalibrationError(classes, n_bins=CALIBRATION_BINS, **local),
+        """Return top1, top5 (beyond five classes), cross_entropy, ece, and macro precision, recall and f1."""
+        classes = len(self.labels)
+        metrics: dict[str, Metric | MetricCollection] = {
+            "top1": MulticlassAccuracy(classes, average="micro", sync_on_compute=False),
+            "cross_entropy": _CrossEntropy(sync_on_compute=False),
+            "precision": MulticlassPrecision(classes, average="macro", sync_on_compute=False),
+            "recall": MulticlassRecall(classes, average="macro", sync_on_compute=False),
+            "f1": MulticlassF1Score(classes, average="macro", sync_on_compute=False),
+            "ece": MulticlassCalibrationError(classes, n_bins=CALIBRATION_BINS, sync_on_compute=False),
         }
         if classes > 5:
-            metrics["top5"] = MulticlassAccuracy(classes, average="micro", top_k=5, **local)
+            metrics["top5"] = MulticlassAccuracy(classes, average="micro", top_k=5, sync_on_compute=False)
         return MetricCollection(metrics, compute_groups=False)
 
     def examples(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -147,13 +153,17 @@ class Classify(Task):
         }
 
     def draw(
-        self, analysis: Mapping[str, Any], examples: Mapping[str, np.ndarray], images: Callable[[int], np.ndarray], folder: Path
+        self,
+        analysis: Mapping[str, Any],
+        examples: Mapping[str, np.ndarray],
+        images: Callable[[int], np.ndarray],
+        folder: Path,
     ) -> dict[str, Path]:
         """Draw the confusion matrix, the reliability diagram and the worst mistakes."""
         from reskit.evaluation import plots
 
-        worst = np.argsort(-examples["loss"], kind="stable")
-        worst = [int(row) for row in worst if examples["target"][row] != examples["prediction"][row]][:24]
+        order = np.argsort(-examples["loss"], kind="stable")
+        worst = [int(row) for row in order if examples["target"][row] != examples["prediction"][row]][:24]
         titles = [
             f"{self.labels[examples['target'][row]]} as {self.labels[examples['prediction'][row]]}"
             f" {examples['confidence'][row]:.0%}"
@@ -165,7 +175,9 @@ class Classify(Task):
         }
         if worst:
             pictures = [images(int(examples["index"][row])) for row in worst]
-            drawn["mistakes"] = plots.image_grid(pictures, titles, folder / "mistakes.png", heading="Worst mistakes")
+            drawn["mistakes"] = plots.image_grid(
+                pictures, titles, folder / "mistakes.png", heading="Worst mistakes"
+            )
         return drawn
 
     def decode(self, outputs: Tensor) -> list[dict[str, Any]]:
@@ -175,7 +187,9 @@ class Classify(Task):
             {
                 "label": self.labels[indices[0]],
                 "confidence": values[0],
-                "top": [{"label": self.labels[i], "probability": p} for i, p in zip(indices, values, strict=True)],
+                "top": [
+                    {"label": self.labels[i], "probability": p} for i, p in zip(indices, values, strict=True)
+                ],
             }
             for indices, values in zip(order.tolist(), probabilities.tolist(), strict=True)
         ]
@@ -184,6 +198,8 @@ class Classify(Task):
 class _CrossEntropy(Metric):
     """Mean negative log-likelihood of the true class in nats, without smoothing."""
 
+    total: Tensor
+    count: Tensor
     is_differentiable = False
     higher_is_better = False
     full_state_update = False
@@ -198,8 +214,7 @@ class _CrossEntropy(Metric):
         self.count += target.numel()
 
     def compute(self) -> Tensor:
-        result: Tensor = self.total / self.count
-        return result
+        return self.total / self.count
 
 
 def _reliability(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, Any]]:

@@ -55,8 +55,15 @@ class Reporter(Callback):
         """See `Callback`."""
         self._epochs, self._steps = epochs, steps_per_epoch
         if self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console, transient=True)
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(
+                *columns, TextColumn("{task.fields[note]}"), console=self.console, transient=True
+            )
             self._task = self._bar.add_task("training", total=epochs * steps_per_epoch, note="")
             self._bar.start()
 
@@ -91,7 +98,7 @@ class Reporter(Callback):
 
 
 class CsvLog(Callback):
-    """One row an epoch in a CSV file, written anew each time so that a resumed run leaves no gap or double."""
+    """One row an epoch in a CSV file, written anew each time: a resumed run leaves no gap and no double."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -114,7 +121,9 @@ class Trackers(Callback):
 
     def on_epoch(self, row: dict[str, Any], history: list[dict[str, Any]]) -> None:
         """See `Callback`."""
-        self.accelerator.log({name: value for name, value in row.items() if value is not None}, step=row["step"])
+        self.accelerator.log(
+            {name: value for name, value in row.items() if value is not None}, step=row["step"]
+        )
 
     def on_end(self) -> None:
         """See `Callback`."""

@@ -65,8 +65,8 @@ class Feed:
         self.monitor = "validation" if "validation" in self.source.splits else info.held_out
         if (training.keep == "best" or training.patience) and self.monitor == info.held_out:
             raise ConfigError(
-                f"choosing epochs (training.keep, training.patience) on {self.monitor!r}, which also gives the final"
-                " figure, would flatter it; set data.validation=0.1 to set a part of train aside"
+                f"choosing epochs (training.keep, training.patience) on {self.monitor!r} would flatter the"
+                " final figure, measured there; set data.validation=0.1 to set a part of train aside"
             )
         self.preprocess = _geometry(recipe, info)
         self._mode, reason = choose_mode(info, self.preprocess, augment=recipe.augment)
@@ -79,7 +79,9 @@ class Feed:
             say(line)
         if not len(self.loaders["train"]):
             count = len(self.source["train"])
-            raise ConfigError(f"training.batch_size {training.batch_size} is more than the {count} training examples")
+            raise ConfigError(
+                f"training.batch_size {training.batch_size} is more than the {count} training examples"
+            )
 
     def loader(self, split: str) -> StatefulDataLoader:
         """Return batches of a split: shuffled and varied for `train`, as they are else."""
@@ -114,7 +116,9 @@ class Feed:
             case "imagenet" if channels == 3:
                 return IMAGENET_MEAN, IMAGENET_STD
             case "imagenet":
-                raise ConfigError(f"preprocess.statistics imagenet is for 3 channels, these images have {channels}")
+                raise ConfigError(
+                    f"preprocess.statistics imagenet is for 3 channels, these images have {channels}"
+                )
             case "data":
                 held = self.loaders["train"].dataset
                 if isinstance(held, MemoryImages):

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from reskit.config import TrainingConfig
-from reskit.errors import InterruptedRun, TrainingError
+from reskit.errors import InterruptedRunError, TrainingError
 from reskit.evaluation import measure
 from reskit.files import writing
 from reskit.tasks import Batch, Task
@@ -77,7 +77,7 @@ class Trainer:
         task.normalize.to(accelerator.device)
         model = runtime.place(model)
         self.average = (
-            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)  # type: ignore[no-untyped-call]
             if config.ema_decay
             else None
         )
@@ -100,7 +100,7 @@ class Trainer:
 
         Raises:
             TrainingError: the loss is not finite; the last good checkpoint is kept.
-            InterruptedRun: Ctrl-C or SIGTERM; the state is saved.
+            InterruptedRunError: Ctrl-C or SIGTERM; the state is saved.
         """
         self._tell("on_start", epochs=self.config.epochs, steps_per_epoch=len(self.train_loader))
         try:
@@ -114,9 +114,11 @@ class Trainer:
             self.network.load_state_dict(load_file(self.folder / "best.safetensors"))
         return self.progress
 
-    def resume(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from a checkpoint."""
+    def resume(self, progress: Progress, tensors: Mapping[str, Tensor], run: Mapping[str, Any]) -> None:
+        """Go on from what `load_checkpoint` returned."""
         restore(tensors, self._modules(), self.optimizer)
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(run["scaler"])
         self.progress = progress
 
     def _train_epoch(self) -> None:
@@ -127,7 +129,11 @@ class Trainer:
         self._saved, self._saved_step = time.perf_counter(), now.step
         self.model.train()
         self.train_loader.set_epoch(now.epoch)
-        for batch in self.accelerator.skip_first_batches(self.train_loader, now.batch) if now.batch else self.train_loader:
+        for batch in (
+            self.accelerator.skip_first_batches(self.train_loader, now.batch)
+            if now.batch
+            else self.train_loader
+        ):
             torch.manual_seed(self._seed())  # dropout, mixup and the like are functions of the position
             with self.accelerator.accumulate(self.model):
                 loss = training_loss(self.task, self.model, batch, self.runtime)
@@ -192,8 +198,9 @@ class Trainer:
             loss = float(tensor)
             if not math.isfinite(loss):
                 raise TrainingError(
-                    f"the loss is {loss} at step {now.step - age} (epoch {now.epoch + 1}); the last good checkpoint"
-                    f" is kept in {self.folder}; lower training.optimizer.lr or set training.clip_norm"
+                    f"the loss is {loss} at step {now.step - age} (epoch {now.epoch + 1}); lower"
+                    " training.optimizer.lr or set training.clip_norm; the last good checkpoint is kept in"
+                    f" {self.folder}"
                 )
             now.loss_sum += loss * count
             now.examples += count
@@ -210,12 +217,16 @@ class Trainer:
         self._clock()
         self._save()
         if self._stop.is_set():
-            raise InterruptedRun(f"stopped at step {now.step} (epoch {now.epoch + 1}); the state is saved in {self.folder}")
+            raise InterruptedRunError(
+                f"stopped at step {now.step} (epoch {now.epoch + 1}); the state is saved in {self.folder}"
+            )
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:
             tensors = snapshot(self._modules(), self.optimizer)
-            save_checkpoint(self.folder, progress=self.progress, tensors=tensors, run=self.run)
+            scaler = self.accelerator.scaler  # of gradients in fp16, else None
+            run = {**self.run, "scaler": scaler.state_dict() if scaler else None}
+            save_checkpoint(self.folder, progress=self.progress, tensors=tensors, run=run)
         self._saved, self._saved_step = time.perf_counter(), self.progress.step
 
     def _save_best(self) -> None:
@@ -223,7 +234,9 @@ class Trainer:
             path = self.folder / "best.safetensors"
             with writing(path):
                 partial = path.with_suffix(".partial")
-                save_file({name: value.contiguous() for name, value in self.network.state_dict().items()}, partial)
+                save_file(
+                    {name: value.contiguous() for name, value in self.network.state_dict().items()}, partial
+                )
                 partial.replace(path)
 
     def _modules(self) -> dict[str, nn.Module]:
@@ -232,8 +245,8 @@ class Trainer:
 
     def _seed(self) -> int:
         now = self.progress
-        position = (now.epoch * len(self.train_loader) + now.batch) * self.accelerator.num_processes
-        return (self.config.seed << 40) + position + self.accelerator.process_index
+        position: int = (now.epoch * len(self.train_loader) + now.batch) * self.accelerator.num_processes
+        return (self.config.seed << 40) + position + int(self.accelerator.process_index)
 
     def _clock(self) -> None:
         self.progress.epoch_seconds += time.perf_counter() - self._mark

@@ -21,7 +21,7 @@ from reskit.bundle import Bundle
 from reskit.config import Recipe, load_recipe
 from reskit.data import DataInfo
 from reskit.environment import machine, usable_cores, versions
-from reskit.errors import ConfigError, DataError, InterruptedRun
+from reskit.errors import ConfigError, DataError, InterruptedRunError
 from reskit.evaluation import measure, summarise
 from reskit.evaluation.plots import training_curves
 from reskit.files import to_json, write_text
@@ -117,7 +117,9 @@ def train(
     if checkpoint:
         progress, tensors, context = load_checkpoint(checkpoint)
         if context["fingerprint"] != feed.info.fingerprint:
-            raise DataError(f"{feed.info.location} changed since {checkpoint} was written; train into another --out")
+            raise DataError(
+                f"{feed.info.location} changed since {checkpoint} was written; train into another --out"
+            )
         runtime = Runtime(**context["runtime"])
         say(f"resuming at step {progress.step} (epoch {progress.epoch + 1}) with {runtime}")
     else:
@@ -136,12 +138,12 @@ def train(
         callbacks=(reporter, CsvLog(folder / "log.csv"), Trackers(accelerator)),
     )
     if checkpoint:
-        trainer.resume(progress, tensors)
+        trainer.resume(progress, tensors, context)
     try:
         progress = trainer.fit()
-    except InterruptedRun as stopped:
-        raise InterruptedRun(f"{stopped}; go on with `reskit train --out {folder} --resume`") from None
-    network = trainer.network.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    except InterruptedRunError as stopped:
+        raise InterruptedRunError(f"{stopped}; go on with `reskit train --out {folder} --resume`") from None
+    network = trainer.network.cpu().to(memory_format=torch.contiguous_format)
     accelerator.wait_for_everyone()
     accelerator.free_memory()
     return _finish(settled, folder, feed, task, network, progress, runtime, writes=state.is_main_process)
@@ -164,16 +166,26 @@ def _settle(
         if written.is_file():
             begun = load_recipe(written)
             if recipe is not None and (asked := load_recipe(recipe, overrides)) != begun:
-                raise ConfigError(f"{written} differs from what is asked in {_differences(begun, asked)}; resume without it")
+                raise ConfigError(
+                    f"{written} differs from what is asked in {_differences(begun, asked)}; resume without it"
+                )
             if recipe is None and overrides:
-                raise ConfigError("a run is resumed as it was begun: leave out --set and --data, or start another --out")
+                raise ConfigError(
+                    "a run is resumed as it was begun: leave out --set and --data, or start another --out"
+                )
             return begun, written.parent
     if recipe is None:
-        raise ConfigError(f"nothing to resume in {out}: no recipe.yaml there" if resume else "name a recipe; see `reskit recipes`")
+        raise ConfigError(
+            f"nothing to resume in {out}: no recipe.yaml there"
+            if resume
+            else "name a recipe; see `reskit recipes`"
+        )
     settled = load_recipe(recipe, overrides)
     folder = Path(out) if out is not None else Path("runs") / f"{settled.name}-{datetime.now():%Y%m%d-%H%M%S}"
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} is not empty; add --resume to go on with that run, or choose another --out")
+        raise ConfigError(
+            f"{folder} is not empty; add --resume to go on with that run, or choose another --out"
+        )
     return settled, folder
 
 
@@ -204,7 +216,7 @@ def _fastest_runtime(
 
         def step() -> Tensor:
             loss = training_loss(task, trial, batch, runtime)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()
             return loss.detach()
@@ -214,12 +226,18 @@ def _fastest_runtime(
     chosen: list[Runtime | None] = [None]
     if state.is_main_process:
         size = len(batch["index"])
-        chosen[0], trials = choose_runtime(recipe.runtime, device=state.device, make_step=make_step, batch_size=size)
+        chosen[0], trials = choose_runtime(
+            recipe.runtime, device=state.device, make_step=make_step, batch_size=size
+        )
         for trial in trials:
             note = "" if trial.accepted else "  (left out: does not train to the same loss)"
             mark = "->" if trial.runtime == chosen[0] else "  "
-            say(f"{mark} {trial.runtime!s:<32} {trial.images_per_second:>8.0f} images/s  loss {trial.loss:.3f}{note}")
-        write_text(folder / "runtime.json", to_json({"chosen": str(chosen[0]), "trials": [asdict(t) for t in trials]}))
+            speed = f"{trial.images_per_second:>8.0f} images/s"
+            say(f"{mark} {trial.runtime!s:<32} {speed}  loss {trial.loss:.3f}{note}")
+        write_text(
+            folder / "runtime.json",
+            to_json({"chosen": str(chosen[0]), "trials": [asdict(t) for t in trials]}),
+        )
     broadcast_object_list(chosen)
     assert chosen[0] is not None
     return chosen[0]
@@ -231,7 +249,7 @@ def _accelerator(recipe: Recipe, runtime: Runtime, folder: Path) -> Accelerator:
     tensorboard = importlib.util.find_spec("tensorboard") is not None
     accelerator = Accelerator(
         cpu=recipe.runtime.device == "cpu",
-        mixed_precision="no" if runtime.precision == "fp32" else runtime.precision,
+        mixed_precision="fp16" if runtime.precision == "fp16" else "no",  # for the gradient scaler only
         gradient_accumulation_steps=recipe.training.accumulate,
         dataloader_config=DataLoaderConfiguration(use_stateful_dataloader=True),
         log_with="tensorboard" if tensorboard else None,
@@ -258,11 +276,18 @@ def _finish(
     training = _figures(recipe, task, feed.monitor, progress, runtime)
     bundle = folder / "bundle"
     if not writes:
-        return TrainResult(metrics={}, split=info.held_out, run=folder, bundle=bundle, training=training, files={})
+        return TrainResult(
+            metrics={}, split=info.held_out, run=folder, bundle=bundle, training=training, files={}
+        )
     loader = feed.loaders.get(info.held_out) or feed.loader(info.held_out)
     metrics, examples = measure(network, loader, task, device=torch.device("cpu"))
     evaluation = summarise(
-        task, split=info.held_out, metrics=metrics, examples=examples, source=source, out=folder / "evaluation"
+        task,
+        split=info.held_out,
+        metrics=metrics,
+        examples=examples,
+        source=source,
+        out=folder / "evaluation",
     )
     Bundle.write(
         bundle,
@@ -295,7 +320,9 @@ def _finish(
     return result
 
 
-def _figures(recipe: Recipe, task: Task, monitor: str, progress: Progress, runtime: Runtime) -> dict[str, Any]:
+def _figures(
+    recipe: Recipe, task: Task, monitor: str, progress: Progress, runtime: Runtime
+) -> dict[str, Any]:
     """Return what the run cost and how it converged, from its history."""
     history, key = progress.history, f"{monitor}_{task.main_metric}"
     sign = 1 if task.higher_is_better else -1

@@ -127,7 +127,9 @@ def _measure(candidates: list[Runtime], make_step: MakeStep, batch_size: int) ->
         warmup = [_timed(steps[runtime], runtime) for _ in range(WARMUP_STEPS)]
         seconds[runtime], losses[runtime] = [warmup[-1][0]], [loss for _, loss in warmup]
     hopeless = 2 * min(times[0] for times in seconds.values())
-    racing = [runtime for runtime in candidates if seconds[runtime][0] <= hopeless or runtime == candidates[0]]
+    racing = [
+        runtime for runtime in candidates if seconds[runtime][0] <= hopeless or runtime == candidates[0]
+    ]
     deadline = time.perf_counter() + SECONDS
     for _ in range(ROUNDS):
         for runtime in racing:

@@ -1,8 +1,8 @@
 """Checkpoints from which training goes on exactly: bit for bit on a CPU.
 
-A checkpoint is a folder `step-00001234` with `state.safetensors` (weights, averaged weights, optimiser,
-random number generators) and `state.json` (position, history, hash of the tensors), written whole or not at
-all. The data needs no state: its order and augmentation are functions of (seed, epoch, position).
+A checkpoint is a folder `step-00001234` with `state.safetensors` (weights, averaged weights, optimiser) and
+`state.json` (position, history, hash of the tensors), written whole or not at all. Nothing random needs
+state: order, augmentation, mixing and dropout are functions of the seed and the position.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Progress:
 
 
 def snapshot(modules: Mapping[str, nn.Module], optimizer: Optimizer) -> dict[str, Tensor]:
-    """Return every tensor of the state by a flat name: modules, optimiser and this process's generators."""
+    """Return every tensor of the state by a flat name: those of the modules and of the optimiser."""
     tensors = {
         f"{prefix}.{name}": value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for prefix, module in modules.items()
@@ -61,10 +61,9 @@ def snapshot(modules: Mapping[str, nn.Module], optimizer: Optimizer) -> dict[str
     for index, values in optimizer.state_dict()["state"].items():
         for name, value in values.items():
             if value is not None:
-                tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous().clone()
-    tensors["random.cpu"] = torch.get_rng_state()
-    for device in range(torch.cuda.device_count()):
-        tensors[f"random.cuda.{device}"] = torch.cuda.get_rng_state(device)
+                tensors[f"optimizer.{index}.{name}"] = (
+                    torch.as_tensor(value).detach().cpu().contiguous().clone()
+                )
     return tensors
 
 
@@ -82,15 +81,15 @@ def restore(tensors: Mapping[str, Tensor], modules: Mapping[str, nn.Module], opt
             index, name = key.split(".", 1)
             state.setdefault(int(index), {})[name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        torch.set_rng_state(tensors["random.cpu"])
-        for device, value in _below(tensors, "random.cuda").items():
-            if int(device) < torch.cuda.device_count():
-                torch.cuda.set_rng_state(value, int(device))
     except (KeyError, RuntimeError, ValueError) as error:
-        raise TrainingError(f"the checkpoint does not fit this run: {' '.join(str(error).split())}") from error
+        raise TrainingError(
+            f"the checkpoint does not fit this run: {' '.join(str(error).split())}"
+        ) from error
 
 
-def save_checkpoint(folder: Path, *, progress: Progress, tensors: Mapping[str, Tensor], run: Mapping[str, Any]) -> Path:
+def save_checkpoint(
+    folder: Path, *, progress: Progress, tensors: Mapping[str, Tensor], run: Mapping[str, Any]
+) -> Path:
     """Write a checkpoint and remove all but the newest two.
 
     Args:
@@ -103,7 +102,9 @@ def save_checkpoint(folder: Path, *, progress: Progress, tensors: Mapping[str, T
         TrainingError: a weight is not finite; the checkpoints there stay.
         OutputError: the file system refuses.
     """
-    broken = [name for name, value in tensors.items() if name.startswith("model.") and not value.isfinite().all()]
+    broken = [
+        name for name, value in tensors.items() if name.startswith("model.") and not value.isfinite().all()
+    ]
     if broken:
         raise TrainingError(
             f"{broken[0]} is not finite after step {progress.step}; the last good checkpoint is kept;"

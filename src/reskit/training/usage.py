@@ -49,7 +49,9 @@ class Usage:
             "peak_memory_mib": _peak_memory_mib(),
             "gpu_peak_memory_mib": torch.cuda.max_memory_allocated(self._device) / 2**20 if cuda else None,
             "gpu_utilisation": _gpu_utilisation(self._device) if cuda else None,
-            "energy_joules": energy - self._energy if energy is not None and self._energy is not None else None,
+            "energy_joules": energy - self._energy
+            if energy is not None and self._energy is not None
+            else None,
         }
 
 

@@ -195,9 +195,13 @@ def _read_torch(path: Path) -> Any:
                 f"{path} holds pickled Python objects ({foreign[1]}), which reskit never loads because "
                 "they can run code: where it was made, save model.state_dict() alone, or as safetensors"
             ) from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "TorchScript" in str(error):
+            raise WeightsError(
+                f"{path} is a TorchScript program, not weights: where it was made, save its state_dict()"
+            ) from error
+        # PyTorch's own message may tell how to switch safety off, so only the kind of error is passed on.
         raise WeightsError(
-            f"{path} is not a whole PyTorch weights file ({reason}): fetch or save it again"
+            f"{path} is not a whole PyTorch weights file ({type(error).__name__}): fetch or save it again"
         ) from error
 
 

@@ -36,6 +36,9 @@ def open_folder(location: str, cache_dir: Path | None) -> Found:
         by_split["train"] = [root]
     strangers: list[str] = []
     splits = {name: _list_split(root, places, strangers) for name, places in by_split.items()}
+    notes += [
+        f"split {name!r} has no class sub-folders with images" for name, rows in splits.items() if not rows
+    ]
     if strangers:
         shown = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
         notes.append(f"{len(strangers)} files that are not images were left aside: {shown}")

@@ -15,8 +15,10 @@ def _files(location: str) -> list[Path]:
         return [path] if path.suffix.lower() == ".parquet" else []
     if not path.is_dir():
         return []
-    # Hub layouts are at most data/x.parquet or default/train/0000.parquet deep.
-    return [file for depth in ("*", "*/*", "*/*/*") for file in path.glob(f"{depth}.parquet")]
+    # The Hub's layouts are data/train-x.parquet and default/train/0000.parquet; the third level is asked by
+    # name, so that a large image folder is not listed whole.
+    named = [f"*/{split}/*.parquet" for split in ("train", "validation", "test")]
+    return [file for pattern in ("*.parquet", "*/*.parquet", *named) for file in path.glob(pattern)]
 
 
 def open_parquet(location: str, cache_dir: Path | None) -> Found:

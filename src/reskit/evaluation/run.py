@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from reskit.bundle import Bundle
-from reskit.data import Source, make_loader, open_source
+from reskit.data import OnCorrupt, Source, make_loader, open_source
 from reskit.errors import DataError, did_you_mean
 from reskit.evaluation.report import write_report
 from reskit.tasks import Batch, Task
@@ -56,7 +56,7 @@ def evaluate(
     split: str | None = None,
     out: str | Path | None = None,
     batch_size: int = 256,
-    on_corrupt: str = "refuse",
+    on_corrupt: OnCorrupt = "refuse",
 ) -> Evaluation:
     """Measure a bundle on labelled data, in float32.
 
@@ -80,7 +80,8 @@ def evaluate(
         raise DataError(f"{info.location} has no split {split!r}{did_you_mean(split, source.splits)}")
     if list(info.classes) != task.labels:
         raise DataError(
-            f"{info.location} has the classes {_shown(info.classes)}, the bundle was trained on {_shown(task.labels)}"
+            f"{info.location} has the classes {_shown(info.classes)},"
+            f" the bundle was trained on {_shown(task.labels)}"
         )
     loader = make_loader(source[split], preprocess=task.preprocess, batch_size=batch_size)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -102,7 +103,13 @@ def summarise(
     files = {}
     if out is not None:
         files = write_report(
-            Path(out), task=task, split=split, metrics=metrics, analysis=analysis, examples=examples, source=source
+            Path(out),
+            task=task,
+            split=split,
+            metrics=metrics,
+            analysis=analysis,
+            examples=examples,
+            source=source,
         )
     return Evaluation(split=split, metrics=metrics, analysis=analysis, examples=examples, files=files)
 

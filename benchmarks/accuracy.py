@@ -1,0 +1,65 @@
+"""Accuracy of packaged recipes on named data: trains, measures on the held-out split, writes the result.
+
+A run folder that exists is gone on with, so a long benchmark may be stopped and started again.
+
+    python benchmarks/accuracy.py cifar10-resnet20 --data PATH/cifar10-jpeg
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from pathlib import Path
+
+import reskit
+from common import write_result
+
+
+def main() -> None:
+    """Train the recipe for each seed and write `results/accuracy-<recipe>.json`."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"))
+    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    options = parser.parse_args()
+
+    rows = []
+    for seed in options.seeds:
+        folder = options.runs / f"{options.recipe}-seed{seed}"
+        result = reskit.train(
+            options.recipe,
+            data=options.data,
+            out=folder,
+            overrides=[*options.overrides, *([f"training.seed={seed}"] if seed else [])],
+            resume=folder.exists(),
+        )
+        with (folder / "log.csv").open() as file:
+            curve = [float(row[f"{result.split}_top1"]) for row in csv.DictReader(file)]
+        rows.append(
+            {
+                "seed": seed,
+                "metrics": result.metrics,
+                "training": result.training,
+                f"{result.split}_top1_by_epoch": curve,
+            }
+        )
+        print(f"{options.recipe} seed {seed}: top1 {result.metrics['top1']:.4f}")
+    data = options.data.name if options.data else "digits (embedded)"
+    write_result(
+        f"accuracy-{options.recipe}",
+        {
+            "recipe": options.recipe,
+            "data": data,
+            "split": result.split,
+            "overrides": options.overrides,
+            "rows": rows,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

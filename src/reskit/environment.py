@@ -16,7 +16,6 @@ _CORE = (
     "torch",
     "torchvision",
     "accelerate",
-    "torchdata",
     "torchmetrics",
     "datasets",
     "safetensors",

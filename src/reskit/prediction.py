@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import csv
-import glob
 import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, overload
 
-import numpy as np
 import torch
-from PIL import Image
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
@@ -22,6 +19,7 @@ from torch import Tensor
 from reskit.bundle import Bundle
 from reskit.errors import ConfigError, DataError
 from reskit.files import to_json, write_text, writing
+from reskit.inputs import FoundImage, find_images
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,7 +29,6 @@ __all__ = ["OUTPUT_FORMATS", "Predictions", "predict", "predict_rows"]
 OUTPUT_FORMATS = (".csv", ".json", ".jsonl", ".parquet")
 """Suffixes `Predictions.write` knows."""
 
-_PICTURE_CHANNELS = {1, 3, 4}
 _ROWS_IN_TEXT, _ROWS_IN_TABLE = 10, 20
 
 
@@ -174,7 +171,7 @@ def predict(
 
     - a path of a file; of a folder: all image files in it, sorted, hidden ones left out; a glob: all files it
       matches, sorted (``**`` goes into sub-folders);
-    - encoded bytes, or a PIL image;
+    - encoded bytes, a PIL image, or a ``{"bytes", "path"}`` record of `datasets`;
     - a NumPy array, uint8 or uint16, channels last: `(H, W)`, `(H, W, C)` or a batch `(N, H, W, C)`;
     - a PyTorch tensor, uint8, channels first: `(H, W)`, `(C, H, W)` or a batch `(N, C, H, W)`.
 
@@ -207,18 +204,10 @@ def predict_rows(
         raise ConfigError(f"batch_size is {batch_size!r}: give a whole number of at least 1")
     if not isinstance(bundle, Bundle):
         bundle = Bundle.load(bundle)
-    return _rows(bundle, _entries(inputs, bundle.task.preprocess.channels, recursive), batch_size)
+    return _rows(bundle, find_images(inputs, bundle.task.preprocess.channels, recursive), batch_size)
 
 
-class _Entry(NamedTuple):
-    """One image to be: its name, and what to read it from or why it cannot be."""
-
-    name: str
-    item: Any = None
-    error: str | None = None
-
-
-def _rows(bundle: Bundle, entries: Iterator[_Entry], batch_size: int) -> Iterator[dict[str, Any]]:
+def _rows(bundle: Bundle, entries: Iterator[FoundImage], batch_size: int) -> Iterator[dict[str, Any]]:
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     bundle.model.to(device)
     bundle.task.normalize.to(device)
@@ -240,7 +229,7 @@ def _rows(bundle: Bundle, entries: Iterator[_Entry], batch_size: int) -> Iterato
                 yield {"input": name, **record, "error": None}
 
 
-def _read(bundle: Bundle, entry: _Entry) -> Tensor | str:
+def _read(bundle: Bundle, entry: FoundImage) -> Tensor | str:
     """Return the image, uint8 `(C, H, W)`, or why it cannot be read."""
     if entry.error is not None:
         return entry.error
@@ -264,127 +253,6 @@ def _decode(bundle: Bundle, images: list[Tensor], device: torch.device) -> list[
         record if good else "the network's output is not finite: its weights are damaged"
         for record, good in zip(bundle.task.decode(outputs), finite, strict=True)
     ]
-
-
-def _entries(inputs: Any, channels: int, recursive: bool) -> Iterator[_Entry]:
-    """Yield every image of `inputs`; what holds none is an entry with an error unless nothing else is there.
-
-    Raises:
-        DataError: not one image was found.
-    """
-    if _is_one(inputs):
-        yield from _expand(inputs, "inputs", channels, recursive)
-        return
-    if not isinstance(inputs, Iterable):
-        raise DataError(_no_input(inputs))
-    found = False
-    waiting: list[_Entry] = []  # what held no image, until something else does
-    for place, item in enumerate(inputs):
-        name = f"inputs[{place}]"
-        try:
-            for entry in _expand(item, name, channels, recursive):
-                yield from waiting
-                waiting, found = [], True
-                yield entry
-        except DataError as error:
-            waiting.append(_Entry(str(item) if isinstance(item, str | Path) else name, error=str(error)))
-        if found:
-            yield from waiting
-            waiting = []
-    if not found:
-        raise DataError(waiting[0].error if waiting else "there are no inputs: the list is empty")
-
-
-def _is_one(inputs: Any) -> bool:
-    return isinstance(inputs, str | Path | bytes | bytearray | Mapping | Image.Image | np.ndarray | Tensor)
-
-
-def _expand(item: Any, name: str, channels: int, recursive: bool) -> Iterator[_Entry]:
-    """Yield the images of one thing; raises DataError, before any other, when it holds none."""
-    if isinstance(item, str | Path):
-        yield from _files(item, recursive)
-    elif isinstance(item, np.ndarray | Tensor):
-        images, batched = _images(item, name, channels)
-        yield from (_Entry(f"{name}[{i}]" if batched else name, image) for i, image in enumerate(images))
-    elif _is_one(item):
-        yield _Entry(str(item.get("path") or name) if isinstance(item, Mapping) else name, item)
-    else:
-        raise DataError(_no_input(item))
-
-
-def _no_input(item: Any) -> str:
-    return (
-        f"cannot predict for {type(item).__name__}: give paths, folders, globs, encoded bytes, PIL images, "
-        "NumPy arrays or tensors"
-    )
-
-
-def _files(place: str | Path, recursive: bool) -> Iterator[_Entry]:
-    """Yield the file, the images of the folder, or what the glob matches; a missing file is left to fail."""
-    path = Path(place)
-    if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises on a name too long for the system
-        entries = _images_below(path, recursive, frozenset())
-        nothing = f"{path} holds no image files{'' if recursive else ' (sub-folders were not searched)'}"
-    elif glob.has_magic(str(place)) and not os.path.lexists(path):
-        matches = sorted(map(Path, glob.iglob(str(place), recursive=True)))  # noqa: PTH207 - Path.glob takes no absolute pattern
-        entries = (_Entry(str(match), match) for match in matches if not match.is_dir())
-        nothing = f"no file matches {str(place)!r}"
-    else:
-        entries, nothing = iter([_Entry(str(place), path)]), ""
-    first = next(entries, None)
-    if first is None:
-        raise DataError(nothing)
-    yield first
-    yield from entries
-
-
-def _images_below(folder: Path, recursive: bool, above: frozenset[Path]) -> Iterator[_Entry]:
-    """Yield image files sorted by path, folder by folder, so that no listing of all is ever held."""
-    from reskit.data.kinds.base import IMAGE_SUFFIXES
-
-    real = folder.resolve()
-    if real in above:  # a link back to a folder it lies in
-        return
-    try:
-        with os.scandir(folder) as listing:
-            inside = sorted(listing, key=lambda entry: entry.name)
-    except OSError as error:
-        yield _Entry(str(folder), error=f"cannot list the folder {folder}: {error.strerror}")
-        return
-    for entry in inside:
-        if entry.name.startswith("."):
-            continue
-        path = Path(entry.path)
-        if entry.is_dir():
-            if recursive:
-                yield from _images_below(path, recursive, above | {real})
-        elif path.suffix.lower() in IMAGE_SUFFIXES:
-            yield _Entry(str(path), path)
-
-
-def _images(batch: np.ndarray | Tensor, name: str, channels: int) -> tuple[Sequence[Any], bool]:
-    """Return the images of an array (channels last) or tensor (channels first), and whether it was a batch.
-
-    Raises:
-        DataError: dtype or shape do not say clearly what is meant.
-    """
-    first = isinstance(batch, Tensor)
-    shape, dtype = tuple(batch.shape), str(batch.dtype).removeprefix("torch.")
-    what = f"{name} is {'a tensor' if first else 'an array'} of {dtype} {shape}"
-    if dtype != "uint8" and (first or dtype != "uint16"):
-        raise DataError(
-            f"{what}: raw pixels from 0 to 255 are needed, as uint8; the bundle scales them itself"
-        )
-    allowed = _PICTURE_CHANNELS | {channels}
-    if len(shape) not in (2, 3, 4) or (len(shape) > 2 and shape[-3 if first else -1] not in allowed):
-        counts = ", ".join(map(str, sorted(allowed)))
-        forms = "(H, W), (C, H, W) or (N, C, H, W)" if first else "(H, W), (H, W, C) or (N, H, W, C)"
-        rule = "a tensor has its channels first, a NumPy array last"
-        raise DataError(f"{what}: expected {forms} with C one of {counts}; {rule}")
-    if 0 in shape:
-        raise DataError(f"{what}: it holds no image")
-    images = batch.detach().cpu() if isinstance(batch, Tensor) else batch
-    return (list(images), True) if len(shape) == 4 else ([images], False)
 
 
 def _next(row: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,11 +86,20 @@ def write_report(
 def metrics_table(metrics: Mapping[str, float], title: str | None = None) -> Table:
     """Return metrics as a table for the terminal."""
     table = Table("metric", title=title, title_justify="left")
-    table.add_column("value", justify="right")
+    table.add_column("value", justify="right", no_wrap=True)
     table.add_column("meaning", style="dim")
-    for name, value in metrics.items():
-        table.add_row(name, f"{value:.4f}", _MEANING.get(name, ""))
+    for row in _metric_rows(metrics):
+        table.add_row(row["metric"], f"{row['value']:.4f}", row["meaning"])
     return table
+
+
+def _metric_rows(metrics: Mapping[str, float], first: str = "top1") -> list[dict[str, Any]]:
+    """Return metrics with what they mean, the main one first, the others in the order of `_MEANING`."""
+    order = [first, *_MEANING]
+    names = sorted(metrics, key=lambda name: order.index(name) if name in order else len(order))
+    return [
+        {"metric": name, "value": float(metrics[name]), "meaning": _MEANING.get(name, "")} for name in names
+    ]
 
 
 def _examples_csv(task: Task, examples: Mapping[str, np.ndarray], source: Source, split: str) -> str:
@@ -123,12 +133,7 @@ def _page(
         f"**{task.main_metric} {metrics[task.main_metric]:.4f}** on the {count:,} examples of `{split}`"
         f" of {_cell(source.location)}, {len(task.labels)} classes.",
         "",
-        *_table(
-            [
-                {"metric": name, "value": float(value), "meaning": _MEANING.get(name, "")}
-                for name, value in metrics.items()
-            ]
-        ),
+        *_table(_metric_rows(metrics, first=task.main_metric)),
     ]
     if "confusion" in analysis and (pairs := _confused(analysis["confusion"], task.labels)):
         lines += ["", "## Most frequent mistakes", "", *_table(pairs)]
@@ -183,4 +188,4 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
     line = " ".join(str(value).split())
-    return "".join(f"\\{char}" if char in r"\`*_[]<>|" else char for char in line)
+    return re.sub(r"([\\`*<>|&[\]]|\b_|_\b)", r"\\\1", line)  # an underscore inside a word marks nothing up

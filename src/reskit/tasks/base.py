@@ -103,7 +103,7 @@ class Task(ABC):
 
     @abstractmethod
     def decode(self, outputs: Tensor) -> list[dict[str, Any]]:
-        """Return one record an example that a person can read; its keys are `record_columns`."""
+        """Return one record an example that a person can read: label, confidence, top."""
 
 
 TASKS: Registry[type[Task]] = Registry("task")

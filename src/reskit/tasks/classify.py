@@ -171,7 +171,9 @@ class Classify(Task):
         ]
         drawn = {
             "confusion": plots.confusion(analysis["confusion"], self.labels, folder / "confusion.png"),
-            "reliability": plots.reliability(analysis["reliability"], folder / "reliability.png"),
+            "reliability": plots.reliability(
+                analysis["reliability"], folder / "reliability.png", bin_count=CALIBRATION_BINS
+            ),
         }
         if worst:
             pictures = [images(int(examples["index"][row])) for row in worst]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from torchdata.stateful_dataloader import StatefulDataLoader
+from torch.utils.data import DataLoader
 
 from reskit.config import Recipe
 from reskit.data import (
@@ -21,6 +21,7 @@ from reskit.data import (
     measure_mean_std,
     open_source,
 )
+from reskit.data.loading import Batch
 from reskit.errors import ConfigError
 
 __all__ = ["Feed"]
@@ -83,7 +84,7 @@ class Feed:
                 f"training.batch_size {training.batch_size} is more than the {count} training examples"
             )
 
-    def loader(self, split: str) -> StatefulDataLoader:
+    def loader(self, split: str) -> DataLoader[Batch]:
         """Return batches of a split: shuffled and varied for `train`, as they are else."""
         recipe, training = self._recipe, self._recipe.training
         trains = split == "train"

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator, DataLoaderConfiguration, PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
@@ -251,7 +251,6 @@ def _accelerator(recipe: Recipe, runtime: Runtime, folder: Path) -> Accelerator:
         cpu=recipe.runtime.device == "cpu",
         mixed_precision="fp16" if runtime.precision == "fp16" else "no",  # for the gradient scaler only
         gradient_accumulation_steps=recipe.training.accumulate,
-        dataloader_config=DataLoaderConfiguration(use_stateful_dataloader=True),
         log_with="tensorboard" if tensorboard else None,
         project_dir=folder,
     )
@@ -307,7 +306,13 @@ def _finish(
         },
         samples=torch.cat(list(feed.images(SAMPLES))),
     )
-    curves = training_curves(progress.history, folder / "curves.png", recipe.name, metric=task.main_metric)
+    curves = training_curves(
+        progress.history,
+        folder / "curves.png",
+        recipe.name,
+        metric=task.main_metric,
+        higher_is_better=task.higher_is_better,
+    )
     result = TrainResult(
         metrics=metrics,
         split=info.held_out,

@@ -261,3 +261,13 @@ def test_mean_and_std_agree_with_numpy() -> None:
         measure_mean_std([])
     with pytest.raises(DataError, match="uint8"):
         measure_mean_std(images.float())
+
+
+@pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1)])
+def test_an_extreme_strip_does_not_fill_the_memory(shape: tuple[int, int]) -> None:
+    preprocess = ImagePreprocess(size=(224, 224), channels=1, resize="crop", mean=(0.0,), std=(1.0,))
+    strip = np.zeros(shape, np.uint8)
+    strip[shape[0] // 2 - 1 : shape[0] // 2 + 1, shape[1] // 2 - 1 : shape[1] // 2 + 1] = 200
+    image = preprocess.read(strip)
+    assert image.shape == (1, 224, 224)
+    assert image.max() == 200  # the centre is what is kept

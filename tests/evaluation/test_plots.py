@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from reskit.errors import OutputError
-from reskit.evaluation import plots
+from reskit import plots
 from reskit.tasks.classify import CALIBRATION_BINS, _reliability
 
 HOSTILE = ["$x_1$ and $", "猫\n犬", "long " * 40, "", r"\frac{", "a\tb\x1b", "\U0001f600"]

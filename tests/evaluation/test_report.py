@@ -166,7 +166,7 @@ def test_mistakes_show_what_the_network_saw(
         shown.extend(images)
         return path
 
-    monkeypatch.setattr("reskit.evaluation.plots.image_grid", grid)
+    monkeypatch.setattr("reskit.plots.image_grid", grid)
     examples = {
         "index": np.array([7, 2]),
         "target": np.array([1, 0]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -16,7 +18,8 @@ STEPS, EPOCHS = 10, 9
 
 def factors(config: ScheduleConfig) -> list[float]:
     return [
-        learning_rate_factor(config, step, steps_per_epoch=STEPS, epochs=EPOCHS) for step in range(STEPS * EPOCHS)
+        learning_rate_factor(config, step, steps_per_epoch=STEPS, epochs=EPOCHS)
+        for step in range(STEPS * EPOCHS)
     ]
 
 
@@ -58,7 +61,7 @@ def test_onecycle_rises_to_one_and_falls_to_the_end() -> None:
 
 def test_warmup_is_linear_and_meets_the_schedule() -> None:
     values = factors(ScheduleConfig(name="constant", warmup_epochs=2))
-    rises = [b - a for a, b in zip(values[: 2 * STEPS], values[1 : 2 * STEPS + 1], strict=True)]
+    rises = [b - a for a, b in itertools.pairwise(values[: 2 * STEPS + 1])]
     assert rises == pytest.approx([rises[0]] * len(rises))
     assert values[2 * STEPS :] == [1.0] * (7 * STEPS)
     assert values[0] > 0
@@ -79,6 +82,8 @@ def test_frozen_parameters_are_left_out() -> None:
     assert [len(group["params"]) for group in groups] == [0, 1]
 
 
-@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
+)
 def test_names(name: str, kind: type) -> None:
     assert type(build_optimizer(nn.Linear(1, 1), OptimizerConfig(name=name))) is kind

@@ -55,7 +55,7 @@ def test_a_restored_state_continues_like_the_original(tmp_path: Path, name: str)
         net(batch).sum().backward()
         opt.step()
     assert (progress.step, run) == (2, {"a": 1})
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
 
 def test_progress_survives_to_the_last_digit(tmp_path: Path) -> None:
@@ -111,7 +111,9 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
         restore(tensors, {"model": model}, optimizer)
 
 
-def test_an_interrupted_write_leaves_the_old_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_leaves_the_old_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save(tmp_path, 1, *stepped())
 
     def full(*_: object) -> None:

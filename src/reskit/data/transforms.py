@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -137,10 +138,20 @@ class ImagePreprocess(BaseModel):
         method = _INTERPOLATION[self.interpolation]
         if self.resize == "squash":
             return tv.resize(image, list(self.size), interpolation=method, antialias=True)  # type: ignore[no-any-return]
+        image = self._without_ends(image)
+        height, width = image.shape[-2:]
         scale = max(self.size[0] / height, self.size[1] / width) / self.crop_fraction
         scaled = [max(side, round(old * scale)) for side, old in zip(self.size, (height, width), strict=True)]
         resized = tv.resize(image, scaled, interpolation=method, antialias=True)
         return tv.center_crop(resized, list(self.size))  # type: ignore[no-any-return]
+
+    def _without_ends(self, image: Tensor) -> Tensor:
+        """Cut an extreme strip to what the centre crop can reach: scaled whole, it could fill the memory."""
+        height, width = image.shape[-2:]
+        limit = math.ceil(8 * min(height, width) * max(self.size) / min(self.size))
+        if max(height, width) <= limit:
+            return image
+        return tv.center_crop(image, [min(height, limit), min(width, limit)])  # type: ignore[no-any-return]
 
     def enlarged(self, factor: float = 1.15) -> ImagePreprocess:
         """Return the same reading with sides `factor` larger: room for random resized crops in memory.

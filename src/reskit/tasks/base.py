@@ -5,15 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
 
 from reskit.config import Recipe
 from reskit.data import DataInfo, ImagePreprocess
 from reskit.registry import Registry
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 __all__ = ["TASKS", "Batch", "Task"]
 

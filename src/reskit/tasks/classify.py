@@ -4,27 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassCalibrationError,
-    MulticlassF1Score,
-    MulticlassPrecision,
-    MulticlassRecall,
-)
 from torchvision.transforms import v2
 
 from reskit.config import Recipe
 from reskit.data import DataInfo, ImagePreprocess
 from reskit.models import create_model
 from reskit.tasks.base import TASKS, Batch, Task
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 __all__ = ["CALIBRATION_BINS", "Classify"]
 
@@ -116,18 +110,9 @@ class Classify(Task):
 
     def metrics(self) -> MetricCollection:
         """Return top1, top5 (beyond five classes), cross_entropy, ece, and macro precision, recall and f1."""
-        classes = len(self.labels)
-        metrics: dict[str, Metric | MetricCollection] = {
-            "top1": MulticlassAccuracy(classes, average="micro", sync_on_compute=False),
-            "cross_entropy": _CrossEntropy(sync_on_compute=False),
-            "precision": MulticlassPrecision(classes, average="macro", sync_on_compute=False),
-            "recall": MulticlassRecall(classes, average="macro", sync_on_compute=False),
-            "f1": MulticlassF1Score(classes, average="macro", sync_on_compute=False),
-            "ece": MulticlassCalibrationError(classes, n_bins=CALIBRATION_BINS, sync_on_compute=False),
-        }
-        if classes > 5:
-            metrics["top5"] = MulticlassAccuracy(classes, average="micro", top_k=5, sync_on_compute=False)
-        return MetricCollection(metrics, compute_groups=False)
+        from reskit.tasks.metrics import classification_metrics
+
+        return classification_metrics(len(self.labels), bins=CALIBRATION_BINS)
 
     def examples(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Return the columns target, prediction, confidence (of the prediction) and loss."""
@@ -137,6 +122,8 @@ class Classify(Task):
 
     def analyse(self, examples: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Return the tables per_class, confusion (rows are truth) and reliability."""
+        from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
         target, prediction = examples["target"], examples["prediction"]
         classes = np.arange(len(self.labels))
         precision, recall, f1, support = precision_recall_fscore_support(
@@ -160,7 +147,7 @@ class Classify(Task):
         folder: Path,
     ) -> dict[str, Path]:
         """Draw the confusion matrix, the reliability diagram and the worst mistakes."""
-        from reskit.evaluation import plots
+        from reskit import plots
 
         order = np.argsort(-examples["loss"], kind="stable")
         worst = [int(row) for row in order if examples["target"][row] != examples["prediction"][row]][:24]
@@ -195,28 +182,6 @@ class Classify(Task):
             }
             for indices, values in zip(order.tolist(), probabilities.tolist(), strict=True)
         ]
-
-
-class _CrossEntropy(Metric):
-    """Mean negative log-likelihood of the true class in nats, without smoothing."""
-
-    total: Tensor
-    count: Tensor
-    is_differentiable = False
-    higher_is_better = False
-    full_state_update = False
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("total", default=torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", default=torch.tensor(0), dist_reduce_fx="sum")
-
-    def update(self, outputs: Tensor, target: Tensor) -> None:
-        self.total += F.cross_entropy(outputs, target, reduction="sum")
-        self.count += target.numel()
-
-    def compute(self) -> Tensor:
-        return self.total / self.count
 
 
 def _reliability(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, Any]]:

@@ -23,8 +23,8 @@ from reskit.data import DataInfo
 from reskit.environment import machine, usable_cores, versions
 from reskit.errors import ConfigError, DataError, InterruptedRunError
 from reskit.evaluation import measure, summarise
-from reskit.evaluation.plots import training_curves
 from reskit.files import to_json, write_text
+from reskit.plots import training_curves
 from reskit.tasks import TASKS, Batch, Task
 from reskit.training.callbacks import CsvLog, Reporter, Trackers
 from reskit.training.feed import Feed

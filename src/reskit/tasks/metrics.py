@@ -1,0 +1,56 @@
+"""Metrics of the tasks, apart from them: torchmetrics is slow to import and predicting needs none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassF1Score,
+    MulticlassPrecision,
+    MulticlassRecall,
+)
+
+__all__ = ["classification_metrics"]
+
+
+def classification_metrics(classes: int, *, bins: int) -> MetricCollection:
+    """Return the metrics of `Classify.metrics` for logits `(N, classes)`; `bins` are the calibration's."""
+    metrics: dict[str, Metric | MetricCollection] = {
+        "top1": MulticlassAccuracy(classes, average="micro", sync_on_compute=False),
+        "cross_entropy": _CrossEntropy(sync_on_compute=False),
+        "precision": MulticlassPrecision(classes, average="macro", sync_on_compute=False),
+        "recall": MulticlassRecall(classes, average="macro", sync_on_compute=False),
+        "f1": MulticlassF1Score(classes, average="macro", sync_on_compute=False),
+        "ece": MulticlassCalibrationError(classes, n_bins=bins, sync_on_compute=False),
+    }
+    if classes > 5:
+        metrics["top5"] = MulticlassAccuracy(classes, average="micro", top_k=5, sync_on_compute=False)
+    return MetricCollection(metrics, compute_groups=False)
+
+
+class _CrossEntropy(Metric):
+    """Mean negative log-likelihood of the true class in nats, without smoothing."""
+
+    total: Tensor
+    count: Tensor
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("total", default=torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", default=torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, outputs: Tensor, target: Tensor) -> None:
+        self.total += F.cross_entropy(outputs, target, reduction="sum")
+        self.count += target.numel()
+
+    def compute(self) -> Tensor:
+        return self.total / self.count

@@ -8,11 +8,9 @@ A run folder that exists is gone on with, so a long benchmark may be stopped and
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 
-import reskit
-from common import write_result
+from common import finished_run, write_result
 
 
 def main() -> None:
@@ -29,32 +27,28 @@ def main() -> None:
 
     rows = []
     for seed in options.seeds:
-        folder = options.runs / f"{options.recipe}-seed{seed}"
-        result = reskit.train(
+        result, history = finished_run(
             options.recipe,
+            options.runs / f"{options.recipe}-seed{seed}",
             data=options.data,
-            out=folder,
             overrides=[*options.overrides, *([f"training.seed={seed}"] if seed else [])],
-            resume=folder.exists(),
         )
-        with (folder / "log.csv").open() as file:
-            curve = [float(row[f"{result.split}_top1"]) for row in csv.DictReader(file)]
         rows.append(
             {
                 "seed": seed,
-                "metrics": result.metrics,
-                "training": result.training,
-                f"{result.split}_top1_by_epoch": curve,
+                "metrics": result["metrics"],
+                "training": result["training"],
+                "top1_by_epoch": [row[f"{result['split']}_top1"] for row in history],
             }
         )
-        print(f"{options.recipe} seed {seed}: top1 {result.metrics['top1']:.4f}")
+        print(f"{options.recipe} seed {seed}: top1 {result['metrics']['top1']:.4f}")
     data = options.data.name if options.data else "digits (embedded)"
     write_result(
         f"accuracy-{options.recipe}",
         {
             "recipe": options.recipe,
             "data": data,
-            "split": result.split,
+            "split": result["split"],
             "overrides": options.overrides,
             "rows": rows,
         },

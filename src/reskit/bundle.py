@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import textwrap
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
@@ -18,13 +19,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import reskit
 from reskit.environment import git_commit, machine, versions
-from reskit.errors import BundleError, ReskitError
+from reskit.errors import BundleError
 from reskit.files import atomic_folder, sha256, to_json
 from reskit.models import create_model
 from reskit.tasks import TASKS, Task
@@ -83,11 +83,11 @@ class Bundle:
         """
         folder = Path(path)
         config = _read_config(folder)
-        for name, digest in config.files.items():
+        for name in (_WEIGHTS, _SAMPLES):
             file = folder / name
             if not file.is_file():
                 raise BundleError(f"bundle {folder}: {name} is missing; restore it or train again")
-            if sha256(file) != digest:
+            if sha256(file) != config.files.get(name):
                 raise BundleError(
                     f"bundle {folder}: {name} was altered since it was written (SHA-256 differs)"
                 )
@@ -95,8 +95,8 @@ class Bundle:
             task = TASKS.get(config.task["name"]).from_config(config.task)
             model = create_model(**config.architecture)
             model.load_state_dict(load_file(folder / _WEIGHTS))
-        except (KeyError, RuntimeError, SafetensorError, ValidationError, ReskitError) as error:
-            reason = " ".join(str(error).split())
+        except Exception as error:  # settings of another version, or hostile ones, may raise anything
+            reason = textwrap.shorten(f"{type(error).__name__}: {error}", width=300, placeholder=" ...")
             raise BundleError(f"bundle {folder} does not fit this version of reskit: {reason}") from error
         return cls(path=folder, config=config, task=task, model=model.eval())
 
@@ -202,7 +202,7 @@ def _read_config(folder: Path) -> BundleConfig:
         values = json.loads(file.read_text(encoding="utf-8"))
         checksum = values.pop("checksum")
         newest = int(values["format"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(
             f"{file} is not the config.json of a reskit bundle ({type(error).__name__}: {error})"
         ) from None

@@ -13,7 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from reskit.errors import ReskitError
+from reskit.errors import ConfigError, ReskitError
+
+_USERS_TO_MEND = {errno.EACCES, errno.EDQUOT, errno.ENAMETOOLONG, errno.ENOSPC, errno.EPERM, errno.EROFS}
 
 app = typer.Typer(
     name="reskit",
@@ -106,10 +108,13 @@ def predict(
     debug: Debug = False,
 ) -> None:
     """Predict for images; one that cannot be read becomes a row with an error."""
+    from reskit.prediction import OUTPUT_FORMATS
     from reskit.prediction import predict as run
 
-    listed = [line for line in sys.stdin.read().splitlines() if line.strip()] if "-" in inputs else []
-    predictions = run(bundle, [name for name in inputs if name != "-"] + listed, batch_size=batch_size)
+    if out and out.suffix.lower() not in OUTPUT_FORMATS:  # said before the work, not after it
+        raise ConfigError(f"cannot tell a format from {str(out)!r}: end it in {', '.join(OUTPUT_FORMATS)}")
+    names = [name for given in inputs for name in (_lines_of_stdin() if given == "-" else [given])]
+    predictions = run(bundle, names, batch_size=batch_size)
     if out:
         predictions.write(out)
     if json:
@@ -198,17 +203,20 @@ def main() -> None:
     except ReskitError as error:
         _fail(error)
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}:
+        if error.errno not in _USERS_TO_MEND:
             raise
         _fail(error)
-    except KeyboardInterrupt:
-        sys.exit("error: interrupted")
 
 
 def _fail(error: Exception) -> None:
     if "--debug" in sys.argv:
         raise error
     sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+def _lines_of_stdin() -> list[str]:
+    """Return the lines that are not blank; a file name need not be UTF-8."""
+    return [os.fsdecode(line) for line in sys.stdin.buffer.read().splitlines() if line.strip()]
 
 
 def _console() -> Any:
@@ -224,25 +232,21 @@ def _print_json(document: Any) -> None:
 
 
 def _print_metrics(title: str, metrics: dict[str, float]) -> None:
-    from rich.table import Table
+    from reskit.evaluation.report import metrics_table
 
-    table = Table(title=title, title_justify="left", header_style="bold")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    for name, value in metrics.items():
-        table.add_row(name, f"{value:.4f}")
-    _console().print(table)
+    _console().print(metrics_table(metrics, title))
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(header_style="bold", box=None, pad_edge=False)
-    for name in rows[0]:
+    for place, name in enumerate(rows[0]):
         numeric = any(isinstance(row[name], int | float) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=place == 0)
     for row in rows:
-        table.add_row(*(_plain(value) for value in row.values()))
+        table.add_row(*(Text(_plain(value)) for value in row.values()))
     _console().print(table)
 
 

@@ -6,7 +6,8 @@ one with ``extends:``; any key may be overridden with ``training.epochs=5``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Hashable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,12 +35,16 @@ __all__ = [
 class _Part(BaseModel):
     """Strict and frozen: an unknown key is an error, a run cannot change its own recipe."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _pair(value: Any) -> Any:
     """Read ``224`` as ``(224, 224)``."""
     return (value, value) if isinstance(value, int) else value
+
+
+Side = Annotated[int, Field(ge=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class DataConfig(_Part):
@@ -68,7 +73,7 @@ class ModelConfig(_Part):
 class PreprocessConfig(_Part):
     """How an image becomes the network's input; goes into the bundle and is served unchanged."""
 
-    size: Annotated[tuple[int, int] | None, BeforeValidator(_pair)] = Field(
+    size: Annotated[tuple[Side, Side] | None, BeforeValidator(_pair)] = Field(
         None, description="(H, W) in pixels; the median of the data when absent"
     )
     resize: Literal["squash", "crop"] = "squash"
@@ -87,7 +92,7 @@ class OptimizerConfig(_Part):
     weight_decay: float = Field(5e-4, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
     nesterov: bool = True
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="adam and adamw only")
 
 
 class ScheduleConfig(_Part):
@@ -137,7 +142,7 @@ class TrainingConfig(_Part):
 class RuntimeConfig(_Part):
     """Device, precision and memory layout; ``auto`` means measured on the first batch."""
 
-    device: str = "auto"
+    device: Literal["auto", "cpu"] = Field("auto", description="auto takes an accelerator where there is one")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     layout: Literal["auto", "nchw", "channels_last"] = "auto"
     compile: bool = False
@@ -169,22 +174,18 @@ def load_recipe(name: str | Path | Mapping[str, Any], overrides: Iterable[str] =
     """Read a recipe and check every key.
 
     Args:
-        name: a packaged name, a path to a YAML file, or a mapping.
+        name: a packaged name, a path to a YAML file, or a mapping. A file may name what it extends by a path
+            relative to itself.
         overrides: ``key.path=value`` each, the value in YAML.
 
     Raises:
         UnknownNameError: no packaged recipe has the name and no file is there.
         ConfigError: not YAML, an unknown key (with a suggestion), or a value out of its range.
     """
-    values, label = (
-        (dict(name), "recipe") if isinstance(name, Mapping) else (_read(name), f"recipe {str(name)!r}")
-    )
-    seen = {str(name)}
-    while base := values.pop("extends", None):
-        if base in seen:
-            raise ConfigError(f"{label}: `extends` goes round in a circle at {base!r}")
-        seen.add(base)
-        values = _merge(_read(base), values)
+    if isinstance(name, Mapping):
+        values, label = _extended(name, Path(), ()), "recipe"
+    else:
+        values, label = _read(str(name), Path(), ()), f"recipe {str(name)!r}"
     for override in overrides:
         values = _merge(values, _parse_override(override))
     try:
@@ -193,24 +194,69 @@ def load_recipe(name: str | Path | Mapping[str, Any], overrides: Iterable[str] =
         raise ConfigError(f"{label}: {_explain(error)}") from None
 
 
-def _read(name: str | Path) -> dict[str, Any]:
-    """Read one YAML mapping from a file, else from the packaged recipes."""
-    path = Path(name)
+def _read(name: str, folder: Path, above: tuple[str, ...]) -> dict[str, Any]:
+    """Read one YAML mapping from a file or the packaged recipes, laid on what it extends.
+
+    Args:
+        name: a path, relative to `folder`, or a packaged name.
+        folder: where it is named.
+        above: the recipes that extend it.
+    """
+    path = folder / name
     try:
         if path.suffix in {".yaml", ".yml"} or path.is_file():
             text = path.read_text(encoding="utf-8")
-        elif str(name) in list_recipes():
+            name, folder = str(path.resolve()), path.parent
+        elif name in list_recipes():
             text = (resources.files("reskit.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
         else:
-            raise UnknownNameError("recipe", str(name), list_recipes())
-        values = yaml.safe_load(text)
+            raise UnknownNameError("recipe", name, list_recipes())
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe file {str(name)!r} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"recipe {str(name)!r} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"recipe file {name!r} cannot be read: {error}") from None
+    values = _parse_yaml(text, f"recipe {name!r}")
     if not isinstance(values, dict):
-        raise ConfigError(f"recipe {str(name)!r} must be a mapping of keys, not {type(values).__name__}")
-    return values
+        raise ConfigError(f"recipe {name!r} must be a mapping of keys, not {type(values).__name__}")
+    if name in above:
+        raise ConfigError(f"recipe {above[0]!r}: `extends` goes round in a circle at {name!r}")
+    return _extended(values, folder, (*above, name))
+
+
+def _extended(values: Mapping[str, Any], folder: Path, above: tuple[str, ...]) -> dict[str, Any]:
+    """Return `values` laid on the recipe they extend, if any."""
+    values = dict(values)
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ConfigError(f"`extends` must be the name or path of one recipe, not {base!r:.60}")
+    return _merge(_read(base, folder, above), values)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which ``1e-4`` is a number, as in YAML 1.2, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key.value!r} is there twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _parse_yaml(text: str, label: str) -> Any:
+    """Parse YAML; `label` says in errors what was to be parsed."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
+        raise ConfigError(f"{label} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _parse_override(text: str) -> dict[str, Any]:
@@ -218,10 +264,7 @@ def _parse_override(text: str) -> dict[str, Any]:
     path, equals, value = text.partition("=")
     if not equals or not all(path.split(".")):
         raise ConfigError(f"override {text!r} is not of the form key.path=value, as in training.epochs=5")
-    try:
-        tree: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {text!r}: the value is not valid YAML") from None
+    tree = _parse_yaml(value, f"the value of override {text!r:.60}")
     for key in reversed(path.split(".")):
         tree = {key: tree}
     return dict(tree)
@@ -244,9 +287,12 @@ def _explain(error: ValidationError) -> str:
         if item["type"] == "extra_forbidden":
             *parents, word = map(str, item["loc"])
             problems.append(f"unknown key {where!r}{did_you_mean(word, _known_keys(parents))}")
+        elif item["type"] == "missing":
+            problems.append(f"{where} is missing")
+        elif item["type"] == "value_error":  # of a whole part: the message names the values
+            problems.append(f"{where or 'recipe'}: {item['msg'].removeprefix('Value error, ')}")
         else:
-            reason = item["msg"].removeprefix("Value error, ")
-            problems.append(f"{where or 'recipe'}: {reason} (got {item['input']!r:.60})")
+            problems.append(f"{where or 'recipe'}: {item['msg']} (got {item['input']!r:.60})")
     return "; ".join(problems)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from reskit.errors import OutputError
 
@@ -22,8 +25,8 @@ def writing(path: Path) -> Iterator[None]:
     """Turn a failure of the file system while writing `path` into an `OutputError`."""
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
+        reason = getattr(error, "strerror", None) or str(error)
         raise OutputError(f"cannot write {path}: {reason}; free space or choose another --out") from error
 
 
@@ -52,6 +55,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     under a dotted name beside it; never a mixture.
     """
     with writing(path):
+        if path.exists() and not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "a file of that name is there")
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
         try:
@@ -60,12 +65,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 if file.is_file():
                     _sync(file)
             staging.chmod(0o755)
-            retired = staging.with_name(staging.name + ".old")
-            if path.exists():
-                path.rename(retired)
-            staging.rename(path)
-            _sync(path.parent)
-            shutil.rmtree(retired, ignore_errors=True)
+            _swap(staging, path)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
@@ -90,6 +90,21 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
+
+
+def _swap(staging: Path, path: Path) -> None:
+    """Put the folder `staging` in the place of the folder `path`, or leave `path` as it was."""
+    retired = staging.with_name(staging.name + ".old")
+    if path.exists():
+        path.rename(retired)
+    try:
+        staging.rename(path)
+    except BaseException:
+        if retired.exists():
+            retired.rename(path)
+        raise
+    _sync(path.parent)
+    shutil.rmtree(retired, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -124,7 +124,3 @@ class Trackers(Callback):
         self.accelerator.log(
             {name: value for name, value in row.items() if value is not None}, step=row["step"]
         )
-
-    def on_end(self) -> None:
-        """See `Callback`."""
-        self.accelerator.end_training()

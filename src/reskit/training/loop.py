@@ -110,7 +110,7 @@ class Trainer:
                     self._end_epoch()
         finally:
             self._tell("on_end")
-        if self.config.keep == "best":
+        if self.config.keep == "best" and self.accelerator.is_main_process:
             self.network.load_state_dict(load_file(self.folder / "best.safetensors"))
         return self.progress
 
@@ -129,11 +129,7 @@ class Trainer:
         self._saved, self._saved_step = time.perf_counter(), now.step
         self.model.train()
         self.train_loader.set_epoch(now.epoch)
-        for batch in (
-            self.accelerator.skip_first_batches(self.train_loader, now.batch)
-            if now.batch
-            else self.train_loader
-        ):
+        for batch in self.accelerator.skip_first_batches(self.train_loader, now.batch):
             torch.manual_seed(self._seed())  # dropout, mixup and the like are functions of the position
             with self.accelerator.accumulate(self.model):
                 loss = training_loss(self.task, self.model, batch, self.runtime)
@@ -233,6 +229,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             path = self.folder / "best.safetensors"
             with writing(path):
+                self.folder.mkdir(parents=True, exist_ok=True)
                 partial = path.with_suffix(".partial")
                 save_file(
                     {name: value.contiguous() for name, value in self.network.state_dict().items()}, partial

@@ -144,8 +144,10 @@ def train(
     except InterruptedRunError as stopped:
         raise InterruptedRunError(f"{stopped}; go on with `reskit train --out {folder} --resume`") from None
     network = trainer.network.cpu().to(memory_format=torch.contiguous_format)
-    accelerator.wait_for_everyone()
+    # gloo aborts at exit when the process group ends before the network it serves
+    del trainer
     accelerator.free_memory()
+    accelerator.end_training()
     return _finish(settled, folder, feed, task, network, progress, runtime, writes=state.is_main_process)
 
 

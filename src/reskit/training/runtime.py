@@ -167,9 +167,8 @@ def _timed(step: Step, runtime: Runtime) -> tuple[float, float]:
 def keep_freed_memory() -> bool:
     """Tell glibc to keep freed memory instead of returning it to the system; True where that took effect.
 
-    By default glibc maps every large activation at each operator and unmaps it again; the page faults are a
-    measurable part of a training step on a CPU (benchmarks/training_throughput.py). The price is that the
-    process does not shrink between steps.
+    By default glibc maps every large activation at each operator and unmaps it again, and each training step
+    on a CPU pays for the page faults. The price is that the process does not shrink between steps.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -211,6 +211,11 @@ def test_an_override_that_is_not_yaml_is_quoted_in_short(value: str) -> None:
         ("training=5", ["training:", "dictionary", "got 5"]),
         ("training=null", ["training:", "got None"]),
         ("model=resnet18", ["model:", "got 'resnet18'"]),
+        (
+            "model.arguments={num_classes: 5, depths: [1]}",
+            ["model.arguments: num_classes cannot be set here"],
+        ),
+        ("model.arguments.weights=x", ["model.arguments: weights cannot be set here"]),
         ("training.optimizer.lr=0", ["training.optimizer.lr", "greater than 0"]),
         ("training.optimizer.lr=.inf", ["training.optimizer.lr", "finite"]),
         ("training.optimizer.lr=.nan", ["training.optimizer.lr"]),

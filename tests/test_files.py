@@ -101,6 +101,18 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     assert stat.S_IMODE(place.stat().st_mode) == 0o755
 
 
+def test_what_a_link_leads_to_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "folder").mkdir(parents=True)
+    (tmp_path / "disk" / "folder" / "a").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "folder")
+    with atomic_folder(tmp_path / "link") as staging:
+        (staging / "b").write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert tree(tmp_path) == {"disk/folder/b": "new"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link"]
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["folder"]
+
+
 @pytest.mark.parametrize("error", [FULL, ValueError("a bug"), KeyboardInterrupt()])
 def test_an_old_folder_stays_when_the_block_fails(tmp_path: Path, error: BaseException) -> None:
     place = tmp_path / "folder"

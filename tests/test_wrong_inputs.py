@@ -121,8 +121,8 @@ def test_a_wrong_setting(refused: Callable[..., str], setting: str, words: str) 
         ("data.image_column=photo", "no column 'photo' for the image; known: image, label"),
         ("data.label_column=klass", "no column 'klass' for the label; known: label"),
         ("training.batch_size=400", "training.batch_size 400 is more than the 12 training examples"),
-        ("training.keep=best", "set data.validation=0.1 to set a part of train aside"),
-        ("training.patience=3", "set data.validation=0.1 to set a part of train aside"),
+        ("training.keep=best", "data.validation=0.1"),
+        ("training.patience=3", "data.validation=0.1"),
     ],
 )
 def test_a_setting_that_does_not_fit_the_data_or_the_network(
@@ -182,7 +182,7 @@ def test_a_corrupt_image_is_refused(untrained: Callable[..., str], tmp_path: Pat
     image.write_bytes({"text": b"not an image", "cut": image.read_bytes()[:-60], "empty": b""}[damage])
     line = untrained("--data", root)
     assert "1 unreadable image: dog/3.png (" in line
-    assert "mend or remove them, or set on_corrupt: skip to leave them out" in line
+    assert "leave them out: --set data.on_corrupt=skip in train, --skip-corrupt in evaluate" in line
 
 
 def test_a_corrupt_image_is_skipped_when_asked(cli: Callable[..., Any], tmp_path: Path) -> None:

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from reskit.data.augment import Augment
 from reskit.errors import ConfigError, UnknownNameError, did_you_mean
@@ -69,16 +77,26 @@ class ModelConfig(_Part):
     weights: str | None = None
     arguments: dict[str, Any] = Field(default_factory=dict)
 
+    @field_validator("arguments")
+    @classmethod
+    def _free(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        settled = {"name", "weights", "num_classes", "in_channels", "features_only"} & arguments.keys()
+        if settled:
+            raise ValueError(f"{', '.join(sorted(settled))} cannot be set here: data and task decide")
+        return arguments
+
 
 class PreprocessConfig(_Part):
     """How an image becomes the network's input; goes into the bundle and is served unchanged."""
 
     size: Annotated[tuple[Side, Side] | None, BeforeValidator(_pair)] = Field(
-        None, description="(H, W) in pixels; the median of the data when absent"
+        None, description="(H, W) in pixels; suited to the data when absent"
     )
-    resize: Literal["squash", "crop"] = "squash"
+    resize: Literal["squash", "crop"] | None = Field(
+        None, description="scale both sides, or keep proportions and cut; suited to the data when absent"
+    )
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    crop_fraction: float = Field(1.0, gt=0, le=1)
+    crop_fraction: float | None = Field(None, gt=0, le=1, description="of crop; suited when absent")
     statistics: Literal["data", "imagenet", "none"] = Field(
         "data", description="mean and standard deviation: measured on train, ImageNet's, or 0 and 1"
     )

@@ -57,6 +57,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     with writing(path):
         if path.exists() and not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "a file of that name is there")
+        path = path.resolve()  # a link stays, what it leads to is replaced
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
         try:

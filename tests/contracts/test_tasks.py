@@ -201,8 +201,8 @@ def scored(request: pytest.FixtureRequest) -> tuple[np.ndarray, np.ndarray]:
     if request.param == "skewed":
         target = np.minimum(target, generator.integers(0, len(LABELS), 500))
     elif request.param == "a class never said":
-        logits[:, 2] -= 15
-        target[target == 3] = 4  # and one that never is
+        logits[:, [2, 5]] -= 15
+        target[(target == 3) | (target == 5)] = 4  # one that never is, and one that is neither
     elif request.param == "sure and right":
         logits = 20 * np.eye(len(LABELS))[target] + 0.01 * logits
     return logits.astype(np.float32), target

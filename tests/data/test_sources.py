@@ -320,7 +320,7 @@ def test_corrupt_images_are_refused_by_name(make_folder: Make) -> None:
     _spoil(root)
     source = open_source(root)
     with pytest.raises(
-        DataError, match=r"2 unreadable images: train/b/001.png, train/b/002.png.*on_corrupt: skip"
+        DataError, match=r"2 unreadable images: train/b/001.png, train/b/002.png.*leave them out"
     ):
         source.describe()
     with pytest.raises(DataError, match=r"'train' has 3 unreadable images: train/a/000.png"):

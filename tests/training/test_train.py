@@ -273,5 +273,6 @@ def test_two_processes_train_one_network(tmp_path: Path) -> None:
     result = json.loads(done.stdout)  # one document, though two processes ran
     assert result["metrics"]["top1"] > 0.7
     assert result["training"]["steps"] == 4 * (1438 // 64)
+    assert result["training"]["processes"] == 2
     with (out / "evaluation" / "examples.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 359

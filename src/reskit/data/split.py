@@ -113,7 +113,8 @@ class Split:
             shown = ", ".join(list(names.values())[:5]) + (", ..." if len(names) > 5 else "")
             raise DataError(
                 f"split {self.name!r} has {len(bad)} unreadable image{'s' if len(bad) > 1 else ''}: {shown} "
-                f"({bad[first]}); mend or remove them, or set on_corrupt: skip to leave them out"
+                f"({bad[first]}); mend or remove them, or leave them out: --set data.on_corrupt=skip in train,"
+                " --skip-corrupt in evaluate"
             )
         before = set(np.unique(self.labels).tolist())
         self.corrupt.update(names)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from reskit.bundle import Bundle
-from reskit.data import OnCorrupt, Source, make_loader, open_source
+from reskit.config import DataConfig
+from reskit.data import OnCorrupt, Source, choose_mode, make_loader, open_source
 from reskit.errors import DataError, did_you_mean
 from reskit.evaluation.report import write_report
 from reskit.tasks import Batch, Task
@@ -62,7 +63,8 @@ def evaluate(
 
     Args:
         bundle: a loaded bundle or its folder.
-        data: where the examples are; the embedded digits when absent.
+        data: where the examples are; the bundle's own training data when absent. Columns are chosen, and
+            splits drawn, as they were for training, so that what is held out was not trained on.
         split: which split; the held-out one of the data when absent.
         out: a folder for the report, its plots and the table of examples; nothing is written when absent.
         batch_size: examples at once.
@@ -73,7 +75,7 @@ def evaluate(
     """
     if not isinstance(bundle, Bundle):
         bundle = Bundle.load(bundle)
-    source = data if isinstance(data, Source) else open_source(data, on_corrupt=on_corrupt)
+    source = data if isinstance(data, Source) else _open_as_trained(bundle, data, on_corrupt)
     info, task = source.describe(), bundle.task
     split = split or info.held_out
     if split not in source.splits:
@@ -83,10 +85,26 @@ def evaluate(
             f"{info.location} has the classes {_shown(info.classes)},"
             f" the bundle was trained on {_shown(task.labels)}"
         )
-    loader = make_loader(source[split], preprocess=task.preprocess, batch_size=batch_size)
+    mode, _ = choose_mode(info, task.preprocess)
+    loader = make_loader(source[split], preprocess=task.preprocess, batch_size=batch_size, mode=mode)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     metrics, examples = measure(bundle.model.to(device), loader, task, device=device)
     return summarise(task, split=split, metrics=metrics, examples=examples, source=source, out=out)
+
+
+def _open_as_trained(bundle: Bundle, data: str | Path | None, on_corrupt: OnCorrupt) -> Source:
+    """Open data with the settings of the bundle's own run."""
+    settings = bundle.config.provenance.get("settings", {})
+    trained = DataConfig.model_validate(settings.get("data", {}))
+    return open_source(
+        trained.path if data is None else data,
+        image_column=trained.image_column,
+        label_column=trained.label_column,
+        on_corrupt=on_corrupt,
+        holdout=trained.holdout,
+        validation=trained.validation,
+        seed=settings.get("training", {}).get("seed", 0),
+    )
 
 
 def summarise(

@@ -42,7 +42,7 @@ class Feed:
         source: the opened data.
         info: its description; unreadable images that were skipped are listed and no longer counted.
         preprocess: how an image becomes the network's input.
-        loaders: batches by split, for `train` and `monitor`; one process's worth before they are sharded.
+        loaders: batches of `train`, of `monitor` and of the held-out split, before they are shared out.
         monitor: the split measured after each epoch: validation where there is one, else the held-out one.
 
     Raises:
@@ -67,13 +67,21 @@ class Feed:
         if (training.keep == "best" or training.patience) and self.monitor == info.held_out:
             raise ConfigError(
                 f"choosing epochs (training.keep, training.patience) on {self.monitor!r} would flatter the"
-                " final figure, measured there; set data.validation=0.1 to set a part of train aside"
+                " final figure, measured there; it takes train, validation and test splits:"
+                " data.validation=0.1 makes the second where it is missing"
+            )
+        if training.batch_size % (training.accumulate * processes):
+            raise ConfigError(
+                f"training.batch_size {training.batch_size} does not divide by {processes} processes"
+                f" x {training.accumulate} micro-batches"
             )
         self.preprocess = _geometry(recipe, info)
         self._mode, reason = choose_mode(info, self.preprocess, augment=recipe.augment)
         if data.loading != "auto":
             self._mode, reason = data.loading, f"data.loading is {data.loading}"
-        self.loaders = {split: self.loader(split) for split in ("train", self.monitor)}
+        # The held-out split is opened before training, so that a bad image in it is not found after.
+        splits = dict.fromkeys(("train", self.monitor, info.held_out))
+        self.loaders = {split: self._loader(split) for split in splits}
         self.preprocess = self.preprocess.with_statistics(*self._statistics())
         self.info = self.source.describe()  # reading every image may have left some out
         for line in (*self.info.lines(), reason):
@@ -84,7 +92,7 @@ class Feed:
                 f"training.batch_size {training.batch_size} is more than the {count} training examples"
             )
 
-    def loader(self, split: str) -> DataLoader[Batch]:
+    def _loader(self, split: str) -> DataLoader[Batch]:
         """Return batches of a split: shuffled and varied for `train`, as they are else."""
         recipe, training = self._recipe, self._recipe.training
         trains = split == "train"
@@ -128,16 +136,8 @@ class Feed:
 
 
 def _geometry(recipe: Recipe, info: DataInfo) -> ImagePreprocess:
-    """Return how an image is scaled and cut; its statistics are still to be put in."""
+    """Return how an image is scaled and cut, what the recipe leaves open suited to the data."""
     asked = recipe.preprocess
-    if asked.size is None:
-        return ImagePreprocess.from_info(info, interpolation=asked.interpolation)
-    return ImagePreprocess(
-        size=asked.size,
-        channels=info.channels,
-        resize=asked.resize,
-        crop_fraction=asked.crop_fraction,
-        interpolation=asked.interpolation,
-        mean=(0.0,) * info.channels,
-        std=(1.0,) * info.channels,
-    )
+    suited = ImagePreprocess.from_info(info, size=asked.size, interpolation=asked.interpolation)
+    said = {"resize": asked.resize, "crop_fraction": asked.crop_fraction}
+    return suited.model_copy(update={name: value for name, value in said.items() if value is not None})

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from reskit.bundle import Bundle
 from reskit.config import Recipe, load_recipe
 from reskit.data import DataInfo
-from reskit.environment import machine, usable_cores, versions
+from reskit.environment import machine, versions
 from reskit.errors import ConfigError, DataError, InterruptedRunError
 from reskit.evaluation import measure, summarise
 from reskit.files import to_json, write_text
@@ -99,11 +99,13 @@ def train(
         ReskitError: the recipe, the data or the folder is not usable, or training went wrong; each says why.
     """
     settled, folder = _settle(recipe, data=data, out=out, overrides=overrides, resume=resume)
-    state = PartialState(cpu=settled.runtime.device == "cpu")
+    on_cpu = settled.runtime.device == "cpu" or not torch.accelerator.is_available()
+    state = PartialState(cpu=on_cpu)  # told so, processes on CPUs find each other
     reporter = reporter or Reporter()
     say = reporter.say if state.is_main_process else _silent
     keep_freed_memory()
-    torch.set_num_threads(settled.runtime.threads or max(1, usable_cores() // state.num_processes))
+    if settled.runtime.threads:
+        torch.set_num_threads(settled.runtime.threads)
     torch.use_deterministic_algorithms(settled.training.deterministic)
 
     feed = Feed(settled, processes=state.num_processes, say=say)
@@ -121,10 +123,10 @@ def train(
                 f"{feed.info.location} changed since {checkpoint} was written; train into another --out"
             )
         runtime = Runtime(**context["runtime"])
-        say(f"resuming at step {progress.step} (epoch {progress.epoch + 1}) with {runtime}")
+        say(f"going on after step {progress.step}, epoch {progress.epoch} done, with {runtime}")
     else:
         runtime = _fastest_runtime(settled, task, model, feed.loaders["train"], folder, state, say)
-    accelerator = _accelerator(settled, runtime, folder)
+    accelerator = _accelerator(settled, runtime, folder, on_cpu=on_cpu)
     trainer = Trainer(
         task=task,
         model=model,
@@ -148,7 +150,7 @@ def train(
     del trainer
     accelerator.free_memory()
     accelerator.end_training()
-    return _finish(settled, folder, feed, task, network, progress, runtime, writes=state.is_main_process)
+    return _finish(settled, folder, feed, task, network, progress, runtime, state)
 
 
 def _settle(
@@ -245,12 +247,12 @@ def _fastest_runtime(
     return chosen[0]
 
 
-def _accelerator(recipe: Recipe, runtime: Runtime, folder: Path) -> Accelerator:
+def _accelerator(recipe: Recipe, runtime: Runtime, folder: Path, *, on_cpu: bool) -> Accelerator:
     """Return Accelerate's handle; an earlier run of this process may have left another precision behind."""
     AcceleratorState._reset_state()
     tensorboard = importlib.util.find_spec("tensorboard") is not None
     accelerator = Accelerator(
-        cpu=recipe.runtime.device == "cpu",
+        cpu=on_cpu,
         mixed_precision="fp16" if runtime.precision == "fp16" else "no",  # for the gradient scaler only
         gradient_accumulation_steps=recipe.training.accumulate,
         log_with="tensorboard" if tensorboard else None,
@@ -269,18 +271,21 @@ def _finish(
     network: nn.Module,
     progress: Progress,
     runtime: Runtime,
-    *,
-    writes: bool,
+    state: PartialState,
 ) -> TrainResult:
     """Measure the final network as a user of the bundle will, and write bundle, plots and figures."""
     source, info = feed.source, feed.info
-    training = _figures(recipe, task, feed.monitor, progress, runtime)
+    training = {
+        "runtime": str(runtime),
+        "processes": state.num_processes,
+        **_figures(recipe, task, feed.monitor, progress),
+    }
     bundle = folder / "bundle"
-    if not writes:
+    if not state.is_main_process:
         return TrainResult(
             metrics={}, split=info.held_out, run=folder, bundle=bundle, training=training, files={}
         )
-    loader = feed.loaders.get(info.held_out) or feed.loader(info.held_out)
+    loader = feed.loaders[info.held_out]
     metrics, examples = measure(network, loader, task, device=torch.device("cpu"))
     evaluation = summarise(
         task,
@@ -327,9 +332,7 @@ def _finish(
     return result
 
 
-def _figures(
-    recipe: Recipe, task: Task, monitor: str, progress: Progress, runtime: Runtime
-) -> dict[str, Any]:
+def _figures(recipe: Recipe, task: Task, monitor: str, progress: Progress) -> dict[str, Any]:
     """Return what the run cost and how it converged, from its history."""
     history, key = progress.history, f"{monitor}_{task.main_metric}"
     sign = 1 if task.higher_is_better else -1
@@ -338,7 +341,6 @@ def _figures(
     best = max(history, key=lambda row: sign * row[key])
     images = sum(row["images_per_second"] * row["seconds"] for row in history)
     return {
-        "runtime": str(runtime),
         "epochs": len(history),
         "steps": progress.step,
         "seconds": progress.train_seconds,

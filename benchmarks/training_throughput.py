@@ -49,10 +49,10 @@ class Case:
 
 CASES = {
     "resnet20-32px": Case(
-        "cifar10-resnet20", "cifar10-jpeg", "cifar_resnet20", None, None, 32, 10, 128, 60, False, 1.9
+        "cifar10-resnet20", "cifar10-jpeg", "cifar_resnet20", None, None, 32, 10, 128, 25, False, 1.9
     ),
     "resnet18-224px": Case(
-        "imagefolder", "hymenoptera", "resnet18", "resnet18", "resnet18", 224, 2, 16, 15, True, 2.2
+        "imagefolder", "hymenoptera", "resnet18", "resnet18", "resnet18", 224, 2, 16, 10, True, 2.2
     ),
 }
 

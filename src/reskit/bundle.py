@@ -230,7 +230,8 @@ def _with_checksum(config: BundleConfig) -> str:
 @torch.no_grad()
 def _outputs(model: nn.Module, task: Task, samples: Tensor) -> Tensor:
     """Return what `model` answers to raw inputs, in float32 on the CPU."""
-    result: Tensor = model.eval()(task.inputs({"image": samples}))
+    task.normalize.cpu()
+    result: Tensor = model.cpu().eval()(task.inputs({"image": samples}))
     return result.float().contiguous()
 
 

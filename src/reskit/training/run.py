@@ -145,7 +145,7 @@ def train(
         progress = trainer.fit()
     except InterruptedRunError as stopped:
         raise InterruptedRunError(f"{stopped}; go on with `reskit train --out {folder} --resume`") from None
-    network = trainer.network.cpu().to(memory_format=torch.contiguous_format)
+    network = trainer.network.to(memory_format=torch.contiguous_format)
     # gloo aborts at exit when the process group ends before the network it serves
     del trainer
     accelerator.free_memory()
@@ -286,7 +286,7 @@ def _finish(
             metrics={}, split=info.held_out, run=folder, bundle=bundle, training=training, files={}
         )
     loader = feed.loaders[info.held_out]
-    metrics, examples = measure(network, loader, task, device=torch.device("cpu"))
+    metrics, examples = measure(network, loader, task, device=state.device)
     evaluation = summarise(
         task,
         split=info.held_out,

@@ -113,12 +113,14 @@ class Split:
             shown = ", ".join(list(names.values())[:5]) + (", ..." if len(names) > 5 else "")
             raise DataError(
                 f"split {self.name!r} has {len(bad)} unreadable image{'s' if len(bad) > 1 else ''}: {shown} "
-                f"({bad[first]}); mend or remove them, or leave them out: --set data.on_corrupt=skip in train,"
-                " --skip-corrupt in evaluate"
+                f"({bad[first]}); mend or remove them, or leave them out: --set data.on_corrupt=skip in"
+                " train, --skip-corrupt in evaluate"
             )
         before = set(np.unique(self.labels).tolist())
         self.corrupt.update(names)
         self.rows = self.rows[~np.isin(self.rows, list(bad))]
+        if not len(self.rows):
+            raise DataError(f"split {self.name!r} has no readable image left")
         gone = sorted(before - set(np.unique(self.labels).tolist()))
         if gone and self.name == "train":
             raise DataError(f"class {self.classes[gone[0]]!r} has no readable training image")

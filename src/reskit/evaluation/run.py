@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from reskit.bundle import Bundle
-from reskit.config import DataConfig
 from reskit.data import OnCorrupt, Source, choose_mode, make_loader, open_source
 from reskit.errors import DataError, did_you_mean
 from reskit.evaluation.report import write_report
@@ -95,16 +94,12 @@ def evaluate(
 def _open_as_trained(bundle: Bundle, data: str | Path | None, on_corrupt: OnCorrupt) -> Source:
     """Open data with the settings of the bundle's own run."""
     settings = bundle.config.provenance.get("settings", {})
-    trained = DataConfig.model_validate(settings.get("data", {}))
-    return open_source(
-        trained.path if data is None else data,
-        image_column=trained.image_column,
-        label_column=trained.label_column,
-        on_corrupt=on_corrupt,
-        holdout=trained.holdout,
-        validation=trained.validation,
-        seed=settings.get("training", {}).get("seed", 0),
-    )
+    trained = settings.get("data", {})
+    drawn = {"seed": settings.get("training", {}).get("seed", 0)}
+    for name in ("image_column", "label_column", "holdout", "validation"):
+        if name in trained:
+            drawn[name] = trained[name]
+    return open_source(trained.get("path") if data is None else data, on_corrupt=on_corrupt, **drawn)
 
 
 def summarise(

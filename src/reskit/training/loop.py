@@ -26,7 +26,7 @@ from reskit.tasks import Batch, Task
 from reskit.training.callbacks import Callback
 from reskit.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
 from reskit.training.runtime import Runtime
-from reskit.training.state import Progress, restore, save_checkpoint, snapshot
+from reskit.training.state import Progress, latest_checkpoint, restore, save_checkpoint, snapshot
 from reskit.training.usage import Usage
 
 __all__ = ["Trainer", "training_loss"]
@@ -193,10 +193,11 @@ class Trainer:
         for age, (tensor, count) in zip(range(len(losses) - 1, -1, -1), losses, strict=True):
             loss = float(tensor)
             if not math.isfinite(loss):
+                kept = latest_checkpoint(self.folder)
                 raise TrainingError(
                     f"the loss is {loss} at step {now.step - age} (epoch {now.epoch + 1}); lower"
-                    " training.optimizer.lr or set training.clip_norm; the last good checkpoint is kept in"
-                    f" {self.folder}"
+                    " training.optimizer.lr or set training.clip_norm; "
+                    + (f"the last good checkpoint is {kept}" if kept else "no checkpoint was written yet")
                 )
             now.loss_sum += loss * count
             now.examples += count

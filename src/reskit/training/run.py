@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -23,14 +23,15 @@ from reskit.data import DataInfo
 from reskit.environment import machine, versions
 from reskit.errors import ConfigError, DataError, InterruptedRunError
 from reskit.evaluation import measure, summarise
-from reskit.files import to_json, write_text
+from reskit.files import to_json, write_text, writing
+from reskit.models import MODELS
 from reskit.plots import training_curves
 from reskit.tasks import TASKS, Batch, Task
 from reskit.training.callbacks import CsvLog, Reporter, Trackers
 from reskit.training.feed import Feed
 from reskit.training.loop import Trainer, training_loss
 from reskit.training.optim import build_optimizer, set_learning_rate
-from reskit.training.runtime import Runtime, Step, choose_runtime, clone_for_trial, keep_freed_memory
+from reskit.training.runtime import Runtime, Step, Trial, choose_runtime, clone_for_trial, keep_freed_memory
 from reskit.training.state import Progress, latest_checkpoint, load_checkpoint
 
 __all__ = ["TrainResult", "train"]
@@ -112,8 +113,6 @@ def train(
     task = TASKS.get(settled.task).from_recipe(settled, feed.info, feed.preprocess)
     torch.manual_seed(settled.training.seed)
     model = task.build_model(settled)
-    if state.is_main_process:
-        _write_context(folder, settled, feed.info)
 
     checkpoint = latest_checkpoint(folder / "checkpoints") if resume else None
     if checkpoint:
@@ -125,7 +124,9 @@ def train(
         runtime = Runtime(**context["runtime"])
         say(f"going on after step {progress.step}, epoch {progress.epoch} done, with {runtime}")
     else:
-        runtime = _fastest_runtime(settled, task, model, feed.loaders["train"], folder, state, say)
+        runtime, trials = _fastest_runtime(settled, task, model, feed.loaders["train"], state, say)
+        if state.is_main_process:
+            _write_context(folder, settled, feed.info, runtime, trials)
     accelerator = _accelerator(settled, runtime, folder, on_cpu=on_cpu)
     trainer = Trainer(
         task=task,
@@ -162,35 +163,46 @@ def _settle(
     resume: bool,
 ) -> tuple[Recipe, Path]:
     """Return the whole recipe and the run's folder, after checking that nothing will be overwritten."""
-    overrides = [*overrides, *([f"data.path={json.dumps(str(data))}"] if data is not None else [])]
     written = Path(out) / "recipe.yaml" if out is not None else None
     if resume:
         if written is None:
             raise ConfigError("resuming needs the run's folder: --out DIR --resume")
         if written.is_file():
             begun = load_recipe(written)
-            if recipe is not None and (asked := load_recipe(recipe, overrides)) != begun:
+            if recipe is not None and (asked := _asked(recipe, data, overrides)) != begun:
                 raise ConfigError(
                     f"{written} differs from what is asked in {_differences(begun, asked)}; resume without it"
                 )
-            if recipe is None and overrides:
+            if recipe is None and (data is not None or list(overrides)):
                 raise ConfigError(
                     "a run is resumed as it was begun: leave out --set and --data, or start another --out"
                 )
             return begun, written.parent
     if recipe is None:
-        raise ConfigError(
-            f"nothing to resume in {out}: no recipe.yaml there"
-            if resume
-            else "name a recipe; see `reskit recipes`"
-        )
-    settled = load_recipe(recipe, overrides)
+        missing = f"nothing to resume in {out}: no recipe.yaml there"
+        raise ConfigError(missing if resume else "name a recipe; see `reskit recipes`")
+    settled = _asked(recipe, data, overrides)
+    TASKS.get(settled.task)
+    MODELS.get(settled.model.name)
     folder = Path(out) if out is not None else Path("runs") / f"{settled.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    first = os.environ.get("RANK", "0") == "0"  # of several processes: the others may find its files
+    if first and folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(
             f"{folder} is not empty; add --resume to go on with that run, or choose another --out"
         )
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     return settled, folder
+
+
+def _asked(
+    recipe: str | Path | Mapping[str, Any], data: str | Path | None, overrides: Iterable[str]
+) -> Recipe:
+    """Return the whole recipe a user asks for."""
+    settled = load_recipe(recipe, overrides)
+    if data is None:
+        return settled
+    return settled.model_copy(update={"data": settled.data.model_copy(update={"path": str(data)})})
 
 
 def _differences(first: Recipe, second: Recipe) -> str:
@@ -204,10 +216,9 @@ def _fastest_runtime(
     task: Task,
     model: nn.Module,
     loader: Iterable[Batch],
-    folder: Path,
     state: PartialState,
     say: Callable[[str], None],
-) -> Runtime:
+) -> tuple[Runtime, list[Trial]]:
     """Measure on a real batch which way to run is fastest; all processes take what the first one found."""
     batch = {name: value.to(state.device) for name, value in next(iter(loader)).items()}
     task.normalize.to(state.device)
@@ -228,6 +239,7 @@ def _fastest_runtime(
         return step
 
     chosen: list[Runtime | None] = [None]
+    trials: list[Trial] = []
     if state.is_main_process:
         size = len(batch["index"])
         chosen[0], trials = choose_runtime(
@@ -238,13 +250,9 @@ def _fastest_runtime(
             mark = "->" if trial.runtime == chosen[0] else "  "
             speed = f"{trial.images_per_second:>8.0f} images/s"
             say(f"{mark} {trial.runtime!s:<32} {speed}  loss {trial.loss:.3f}{note}")
-        write_text(
-            folder / "runtime.json",
-            to_json({"chosen": str(chosen[0]), "trials": [asdict(t) for t in trials]}),
-        )
     broadcast_object_list(chosen)
     assert chosen[0] is not None
-    return chosen[0]
+    return chosen[0], trials
 
 
 def _accelerator(recipe: Recipe, runtime: Runtime, folder: Path, *, on_cpu: bool) -> Accelerator:
@@ -357,12 +365,17 @@ def _figures(recipe: Recipe, task: Task, monitor: str, progress: Progress) -> di
     }
 
 
-def _write_context(folder: Path, recipe: Recipe, info: DataInfo) -> None:
+def _write_context(
+    folder: Path, recipe: Recipe, info: DataInfo, runtime: Runtime, trials: list[Trial]
+) -> None:
     """Write what the run is made of, before it begins."""
     settings = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_text(folder / "recipe.yaml", settings)
     write_text(folder / "environment.json", to_json({"machine": machine(), "versions": versions()}))
     write_text(folder / "data.json", to_json(info.model_dump(mode="json")))
+    write_text(
+        folder / "runtime.json", to_json({"chosen": str(runtime), "trials": [asdict(t) for t in trials]})
+    )
 
 
 def _silent(_: str) -> None:

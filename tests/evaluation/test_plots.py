@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reskit.errors import OutputError
 from reskit import plots
+from reskit.errors import OutputError
 from reskit.tasks.classify import CALIBRATION_BINS, _reliability
 
 HOSTILE = ["$x_1$ and $", "猫\n犬", "long " * 40, "", r"\frac{", "a\tb\x1b", "\U0001f600"]

@@ -23,7 +23,7 @@ from reskit.data import DataInfo
 from reskit.environment import machine, versions
 from reskit.errors import ConfigError, DataError, InterruptedRunError
 from reskit.evaluation import measure, summarise
-from reskit.files import to_json, write_text, writing
+from reskit.files import to_json, write_text
 from reskit.models import MODELS
 from reskit.plots import training_curves
 from reskit.tasks import TASKS, Batch, Task
@@ -186,12 +186,12 @@ def _settle(
     MODELS.get(settled.model.name)
     folder = Path(out) if out is not None else Path("runs") / f"{settled.name}-{datetime.now():%Y%m%d-%H%M%S}"
     first = os.environ.get("RANK", "0") == "0"  # of several processes: the others may find its files
+    if folder.is_file():
+        raise ConfigError(f"{folder} is a file; choose another --out")
     if first and folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(
             f"{folder} is not empty; add --resume to go on with that run, or choose another --out"
         )
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     return settled, folder
 
 

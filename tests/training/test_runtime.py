@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,48 +15,72 @@ from reskit.training.runtime import Runtime, Step, choose_runtime, clone_for_tri
 CPU = torch.device("cpu")
 
 
-def choose(
-    config: RuntimeConfig, milliseconds: dict[str, float], losses: dict[str, float]
-) -> tuple[str, list[str]]:
+class Clock:
+    """Stands for the `time` module: it runs only when a step says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("reskit.training.runtime.time", clock)
+    return clock
+
+
+Table = dict[str, float]
+Choose = Callable[..., tuple[str, list[str]]]
+
+
+@pytest.fixture
+def choose(clock: Clock) -> Choose:
     """Choose among candidates that take and lose what the table says; names are ``precision layout``."""
-    made: list[str] = []
 
-    def make_step(runtime: Runtime) -> Step:
-        name = f"{runtime.precision} {runtime.layout}"
-        made.append(name)
+    def run(config: RuntimeConfig, milliseconds: Table, losses: Table) -> tuple[str, list[str]]:
+        made: list[str] = []
 
-        def step() -> Tensor:
-            time.sleep(milliseconds.get(name, 12) / 1000)
-            return torch.tensor(losses.get(name, 2.0))
+        def make_step(runtime: Runtime) -> Step:
+            name = f"{runtime.precision} {runtime.layout}"
+            made.append(name)
 
-        return step
+            def step() -> Tensor:
+                clock.now += milliseconds.get(name, 12) / 1000
+                return torch.tensor(losses.get(name, 2.0))
 
-    chosen, _ = choose_runtime(config, device=CPU, make_step=make_step, batch_size=8)
-    return f"{chosen.precision} {chosen.layout}", made
+            return step
+
+        chosen, _ = choose_runtime(config, device=CPU, make_step=make_step, batch_size=8)
+        return f"{chosen.precision} {chosen.layout}", made
+
+    return run
 
 
-def test_the_fastest_is_taken() -> None:
+def test_the_fastest_is_taken(choose: Choose) -> None:
     chosen, made = choose(RuntimeConfig(), {"bf16 channels_last": 4}, {})
     assert chosen == "bf16 channels_last"
     assert made == ["fp32 nchw", "fp32 channels_last", "bf16 nchw", "bf16 channels_last"]
 
 
 @pytest.mark.parametrize("loss", [2.5, float("nan"), float("inf")])
-def test_the_fastest_is_left_if_it_trains_otherwise(loss: float) -> None:
+def test_the_fastest_is_left_if_it_trains_otherwise(choose: Choose, loss: float) -> None:
     milliseconds = {"bf16 channels_last": 3, "bf16 nchw": 6}
     assert choose(RuntimeConfig(), milliseconds, {"bf16 channels_last": loss})[0] == "bf16 nchw"
 
 
-def test_a_small_gain_is_not_worth_leaving_float32() -> None:
+def test_a_small_gain_is_not_worth_leaving_float32(choose: Choose) -> None:
     assert choose(RuntimeConfig(), dict.fromkeys(["bf16 nchw"], 11.8), {})[0] == "fp32 nchw"
 
 
-def test_without_any_usable_loss_training_itself_will_say_so() -> None:
+def test_without_any_usable_loss_training_itself_will_say_so(choose: Choose) -> None:
     nan = dict.fromkeys(["fp32 nchw", "fp32 channels_last", "bf16 nchw", "bf16 channels_last"], float("nan"))
     assert choose(RuntimeConfig(), {"bf16 nchw": 1}, nan)[0] == "fp32 nchw"
 
 
-def test_what_the_recipe_fixes_is_not_measured() -> None:
+def test_what_the_recipe_fixes_is_not_measured(choose: Choose) -> None:
     assert choose(RuntimeConfig(precision="bf16"), {"bf16 nchw": 3}, {}) == (
         "bf16 nchw",
         ["bf16 nchw", "bf16 channels_last"],
@@ -67,7 +91,7 @@ def test_what_the_recipe_fixes_is_not_measured() -> None:
     )
 
 
-def test_fp16_needs_a_gpu() -> None:
+def test_fp16_needs_a_gpu(choose: Choose) -> None:
     with pytest.raises(ConfigError, match="fp16 needs a GPU; on a CPU use bf16"):
         choose(RuntimeConfig(precision="fp16"), {}, {})
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from common import RESULTS, finished_run, write_result
 
@@ -91,7 +92,8 @@ def draw(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     for ax, twin, title in zip(axes, twins, ("plain", "residual"), strict=True):
         ax.set(title=title, xlabel="epoch", ylim=(0, None))
         ax.grid(alpha=0.3)
-        ax.legend(title="solid: test error\ndashed: training loss", frameon=False, loc="upper right")
+        ax.legend(title="solid: test error\ndashed: training loss", frameon=False, loc="lower left")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         twin.set_ylim(0, None)
     axes[0].set_ylabel("test error")
     twins[1].set_ylabel("training loss")

@@ -19,7 +19,9 @@ import yaml
 import reskit
 from reskit.cli import app
 
-VERBS = sorted(str(command.callback.__name__) for command in app.registered_commands if command.callback)
+VERBS = sorted(
+    command.name or str(command.callback.__name__) for command in app.registered_commands if command.callback
+)
 
 
 def document(text: str) -> Any:
@@ -121,7 +123,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail() -> list[str]:
         raise error
 
-    monkeypatch.setattr("reskit.config.list_recipes", fail)
+    monkeypatch.setattr("reskit.recipes.list_recipes", fail)
 
 
 @pytest.mark.parametrize(

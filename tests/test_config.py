@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from reskit.config import Recipe, load_recipe
+from reskit.config import Recipe
 from reskit.errors import ConfigError, UnknownNameError
+from reskit.recipes import load_recipe
 
 BASE = "digits-resnet8"
 SMALL = {"name": "small", "model": {"name": "cifar_resnet8"}}

@@ -22,7 +22,8 @@ from pydantic.fields import FieldInfo
 
 import reskit
 from reskit.cli import app, main
-from reskit.config import Recipe, list_recipes, load_recipe
+from reskit.config import Recipe
+from reskit.recipes import list_recipes, load_recipe
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))

@@ -5,6 +5,8 @@ The public names below are imported on first use, so that ``import reskit`` stay
 - `create_model`, `list_models`: networks by name
 - `train`: a recipe and data to a bundle
 - `load`: a bundle; `evaluate` and `predict` with one
+- `import_model`, `import_bundle`, `export_weights`: published weights in, ours out
+- `compare`: runs side by side
 - `load_recipe`, `list_recipes`: recipes
 - `open_source`: data behind one door
 """
@@ -18,24 +20,31 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from reskit.bundle import Bundle, load
-    from reskit.config import Recipe, list_recipes, load_recipe
+    from reskit.config import Recipe
     from reskit.data import open_source
     from reskit.errors import ReskitError
-    from reskit.evaluation import evaluate
+    from reskit.evaluation import compare, evaluate
+    from reskit.exporting import export_weights
+    from reskit.importing import import_bundle, import_model
     from reskit.models import create_model, list_models
     from reskit.prediction import predict
+    from reskit.recipes import list_recipes, load_recipe
     from reskit.training import train
 
 _HOMES = {
     "Bundle": "reskit.bundle",
     "Recipe": "reskit.config",
     "ReskitError": "reskit.errors",
+    "compare": "reskit.evaluation",
     "create_model": "reskit.models",
     "evaluate": "reskit.evaluation",
+    "export_weights": "reskit.exporting",
+    "import_bundle": "reskit.importing",
+    "import_model": "reskit.importing",
     "list_models": "reskit.models",
-    "list_recipes": "reskit.config",
+    "list_recipes": "reskit.recipes",
     "load": "reskit.bundle",
-    "load_recipe": "reskit.config",
+    "load_recipe": "reskit.recipes",
     "open_source": "reskit.data",
     "predict": "reskit.prediction",
     "train": "reskit.training",
@@ -48,7 +57,11 @@ __all__ = [  # noqa: RUF022 - the order of use
     "load_recipe",
     "list_recipes",
     "train",
+    "compare",
     "load",
+    "import_bundle",
+    "import_model",
+    "export_weights",
     "evaluate",
     "predict",
     "Bundle",

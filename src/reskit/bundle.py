@@ -26,7 +26,7 @@ import reskit
 from reskit.environment import git_commit, machine, versions
 from reskit.errors import BundleError
 from reskit.files import atomic_folder, sha256, to_json
-from reskit.models import create_model
+from reskit.models import Backbone, create_model
 from reskit.tasks import TASKS, Task
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Bundle:
         model: the network in evaluation mode, on the CPU.
     """
 
-    def __init__(self, *, path: Path, config: BundleConfig, task: Task, model: nn.Module) -> None:
+    def __init__(self, *, path: Path, config: BundleConfig, task: Task, model: Backbone) -> None:
         self.path = path
         self.config = config
         self.task = task

@@ -9,7 +9,7 @@ import errno
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -38,6 +38,14 @@ Data = Annotated[
 def train(
     recipe: Annotated[str | None, typer.Argument(help="A packaged recipe or a YAML file.")] = None,
     data: Data = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--weights",
+            metavar="FILE",
+            help="Start from these: a file, a bundle, hf:OWNER/NAME, torchvision:...; repeat for more files.",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run's folder.")] = None,
     overrides: Annotated[
         list[str] | None,
@@ -52,7 +60,7 @@ def train(
     """Train a network and write a bundle."""
     from reskit.training import train as run
 
-    result = run(recipe, data=data, out=out, overrides=overrides or (), resume=resume)
+    result = run(recipe, data=data, weights=weights or (), out=out, overrides=overrides or (), resume=resume)
     if os.environ.get("RANK", "0") != "0":  # launched by torchrun: one process speaks for all
         return
     if json:
@@ -125,6 +133,96 @@ def predict(
         _console().print(predictions)
 
 
+@app.command("import")
+def import_(
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE...", help="Weights of any format, a bundle, hf:... or torchvision:..."),
+    ],
+    to: Annotated[Path, typer.Option("--to", metavar="BUNDLE", help="The bundle's folder.")],
+    model: Annotated[str | None, typer.Option(help="The network; found out when absent.")] = None,
+    labels: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names, one a line.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Side of the network's input in pixels.")] = None,
+    statistics: Annotated[
+        Literal["imagenet", "unit", "raw", "signed"] | None,
+        typer.Option(help="How pixels are scaled: as ImageNet's, to [0, 1], not at all, to [-1, 1]."),
+    ] = None,
+    bgr: Annotated[bool, typer.Option("--bgr", help="The network was made for BGR.")] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make a bundle of published weights, with a report of what matched."""
+    from reskit.files import read_lines
+    from reskit.importing import import_bundle
+
+    names = read_lines(labels) if labels else None
+    bundle, imported = import_bundle(
+        files, to, model=model, labels=names, size=size, statistics=statistics, bgr=bgr
+    )
+    checkpoint, report = imported.checkpoint, imported.report
+    name = bundle.model.architecture["name"]
+    if json:
+        _print_json(
+            {
+                "bundle": str(bundle.path),
+                "model": name,
+                "format": checkpoint.format,
+                "report": report.as_dict(),
+                "notes": list(checkpoint.notes),
+            }
+        )
+        return
+    for line in (f"{checkpoint.format}: {name}", *report.lines(), *checkpoint.notes):
+        typer.echo(line)
+    _print_paths({"bundle": bundle.path})
+
+
+@app.command()
+def export(
+    bundle: BundlePath,
+    to: Annotated[str, typer.Option("--to", help="torch (a state dict) or keras-h5 (a whole model).")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to write.")],
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a bundle's weights for another library."""
+    from reskit.exporting import export_weights
+
+    path = export_weights(bundle, out, to=to)
+    _print_json({"file": str(path), "format": to}) if json else _print_paths({to: path})
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="NAME=RUN...", help="Folders of runs, and their names.")
+    ],
+    key: Annotated[
+        str | None, typer.Option(help="A column of log.csv; the held-out top-1 when absent.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="PNG", help="Draw the convergence here.")
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare runs: what each reached, by epoch and by second; runs of one name are averaged."""
+    from reskit.evaluation import compare as run
+
+    named: dict[str, list[str]] = {}
+    for given in runs:
+        name, _, folder = given.rpartition("=")
+        named.setdefault(name or Path(folder).name, []).append(folder)
+    result = run(named, key=key, out=out)
+    if json:
+        _print_json(result.as_dict())
+        return
+    typer.echo(f"{result.key}; target {result.target:.4f}, the least of their best")
+    _print_rows(result.rows)
+    if result.plot:
+        _print_paths({"convergence": result.plot})
+
+
 @app.command()
 def models(
     pattern: Annotated[str, typer.Argument(help="A shell pattern, such as '*resnet*'.")] = "*",
@@ -157,7 +255,7 @@ def recipes(
     debug: Debug = False,
 ) -> None:
     """List the packaged recipes, or show one."""
-    from reskit.config import list_recipes, load_recipe
+    from reskit.recipes import list_recipes, load_recipe
 
     if name is not None:
         import yaml
@@ -259,10 +357,8 @@ def _print_paths(paths: dict[str, Path]) -> None:
 def _plain(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     return "-" if value is None else str(value)
-
-
-if __name__ == "__main__":
-    main()

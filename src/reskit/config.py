@@ -1,30 +1,12 @@
-"""Recipes: everything a training run is told, strict, in one YAML file.
-
-A recipe is a packaged name (``digits-resnet8``) or a path to a file. It may start from another
-one with ``extends:``; any key may be overridden with ``training.epochs=5``.
-"""
+"""What a recipe may say: everything a training run is told, strict and typed."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Hashable, Iterable, Mapping
-from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from reskit.data.augment import Augment
-from reskit.errors import ConfigError, UnknownNameError, did_you_mean
 
 __all__ = [
     "DataConfig",
@@ -35,8 +17,7 @@ __all__ = [
     "RuntimeConfig",
     "ScheduleConfig",
     "TrainingConfig",
-    "list_recipes",
-    "load_recipe",
+    "TransferConfig",
 ]
 
 
@@ -51,7 +32,13 @@ def _pair(value: Any) -> Any:
     return (value, value) if isinstance(value, int) else value
 
 
+def _several(value: Any) -> Any:
+    """Read one name as a list of one."""
+    return (value,) if isinstance(value, str) else () if value is None else value
+
+
 Side = Annotated[int, Field(ge=1)]
+Spread = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -73,8 +60,10 @@ class DataConfig(_Part):
 class ModelConfig(_Part):
     """Which network, by its registered name, and what differs from its published form."""
 
-    name: str
-    weights: str | None = None
+    name: str = Field(description="a registered network; auto is the one the weights are of")
+    weights: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(
+        (), description="what to start from: files of one format, a bundle, hf:OWNER/NAME, torchvision:..."
+    )
     arguments: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("arguments")
@@ -97,9 +86,20 @@ class PreprocessConfig(_Part):
     )
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     crop_fraction: float | None = Field(None, gt=0, le=1, description="of crop; suited when absent")
-    statistics: Literal["data", "imagenet", "none"] = Field(
-        "data", description="mean and standard deviation: measured on train, ImageNet's, or 0 and 1"
+    statistics: Literal["data", "imagenet", "none", "weights"] = Field(
+        "data",
+        description="mean and deviation: measured on train, ImageNet's, 0 and 1, or the weights' own",
     )
+    mean: tuple[float, ...] | None = Field(
+        None, description="per channel, of pixels in [0, 1]; given, statistics is not looked at"
+    )
+    std: tuple[Spread, ...] | None = Field(None, description="goes with mean")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PreprocessConfig:
+        if len(self.mean or ()) != len(self.std or ()):
+            raise ValueError("mean and std go together, a number for each channel")
+        return self
 
 
 class OptimizerConfig(_Part):
@@ -157,6 +157,42 @@ class TrainingConfig(_Part):
         return self
 
 
+class TransferConfig(_Part):
+    """What of a network that has learned already learns on, and how fast."""
+
+    trained: Literal["all", "head"] | Annotated[int, Field(ge=0)] = Field(
+        "all",
+        description="all, head (on features kept), or the head and that many segments below it",
+    )
+    unfreeze_epochs: float | None = Field(
+        None, gt=0, description="one more segment learns every so many epochs; starts with what trained says"
+    )
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="the learning rate of a segment as a factor of that of the one above it"
+    )
+    frozen_norms: bool = Field(False, description="batch norms keep their statistics, scales and shifts")
+    views: int = Field(1, ge=1, description="head: augmented versions of each image whose features are kept")
+    on_device_blocks: int | None = Field(
+        None, ge=1, description="only the last so many inverted residuals learn, with little memory"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TransferConfig:
+        if self.trained == "all" and self.unfreeze_epochs:
+            raise ValueError("unfreeze_epochs needs something frozen: set trained to a number of segments")
+        if self.trained == "head" and (self.unfreeze_epochs or self.on_device_blocks):
+            raise ValueError(
+                "trained: head keeps features instead of running the layers below; with unfreeze_epochs"
+                " or on_device_blocks set trained to a number of segments or to all"
+            )
+        return self
+
+    @property
+    def rests(self) -> bool:
+        """Whether some layers do not learn in some epoch."""
+        return self.trained != "all" or self.frozen_norms or self.on_device_blocks is not None
+
+
 class RuntimeConfig(_Part):
     """Device, precision and memory layout; ``auto`` means measured on the first batch."""
 
@@ -178,148 +214,6 @@ class Recipe(_Part):
     model: ModelConfig
     preprocess: PreprocessConfig = PreprocessConfig()
     augment: Augment = Augment()
+    transfer: TransferConfig = TransferConfig()
     training: TrainingConfig = TrainingConfig()
     runtime: RuntimeConfig = RuntimeConfig()
-
-
-def list_recipes() -> list[str]:
-    """Return the names of the packaged recipes."""
-    folder = resources.files("reskit.recipes")
-    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
-
-
-def load_recipe(name: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
-    """Read a recipe and check every key.
-
-    Args:
-        name: a packaged name, a path to a YAML file, or a mapping. A file may name what it extends by a path
-            relative to itself.
-        overrides: ``key.path=value`` each, the value in YAML.
-
-    Raises:
-        UnknownNameError: no packaged recipe has the name and no file is there.
-        ConfigError: not YAML, an unknown key (with a suggestion), or a value out of its range.
-    """
-    if isinstance(name, Mapping):
-        values, label = _extended(name, Path(), ()), "recipe"
-    else:
-        values, label = _read(str(name), Path(), ()), f"recipe {str(name)!r}"
-    for override in overrides:
-        values = _merge(values, _parse_override(override))
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(f"{label}: {_explain(error)}") from None
-
-
-def _read(name: str, folder: Path, above: tuple[str, ...]) -> dict[str, Any]:
-    """Read one YAML mapping from a file or the packaged recipes, laid on what it extends.
-
-    Args:
-        name: a path, relative to `folder`, or a packaged name.
-        folder: where it is named.
-        above: the recipes that extend it.
-    """
-    path = folder / name
-    try:
-        if path.suffix in {".yaml", ".yml"} or path.is_file():
-            text = path.read_text(encoding="utf-8")
-            name, folder = str(path.resolve()), path.parent
-        elif name in list_recipes():
-            text = (resources.files("reskit.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
-        else:
-            raise UnknownNameError("recipe", name, list_recipes())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe file {name!r} cannot be read: {error}") from None
-    values = _parse_yaml(text, f"recipe {name!r}")
-    if not isinstance(values, dict):
-        raise ConfigError(f"recipe {name!r} must be a mapping of keys, not {type(values).__name__}")
-    if name in above:
-        raise ConfigError(f"recipe {above[0]!r}: `extends` goes round in a circle at {name!r}")
-    return _extended(values, folder, (*above, name))
-
-
-def _extended(values: Mapping[str, Any], folder: Path, above: tuple[str, ...]) -> dict[str, Any]:
-    """Return `values` laid on the recipe they extend, if any."""
-    values = dict(values)
-    base = values.pop("extends", None)
-    if base is None:
-        return values
-    if not isinstance(base, str):
-        raise ConfigError(f"`extends` must be the name or path of one recipe, not {base!r:.60}")
-    return _merge(_read(base, folder, above), values)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which ``1e-4`` is a number, as in YAML 1.2, and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key.value!r} is there twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def _parse_yaml(text: str, label: str) -> Any:
-    """Parse YAML; `label` says in errors what was to be parsed."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
-        raise ConfigError(f"{label} is not valid YAML: {' '.join(str(error).split())}") from None
-
-
-def _parse_override(text: str) -> dict[str, Any]:
-    """Turn ``a.b=1`` into ``{"a": {"b": 1}}``."""
-    path, equals, value = text.partition("=")
-    if not equals or not all(path.split(".")):
-        raise ConfigError(f"override {text!r} is not of the form key.path=value, as in training.epochs=5")
-    tree = _parse_yaml(value, f"the value of override {text!r:.60}")
-    for key in reversed(path.split(".")):
-        tree = {key: tree}
-    return dict(tree)
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with the keys of `over` laid on it, mappings merged key by key."""
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged
-
-
-def _explain(error: ValidationError) -> str:
-    """Say the first few problems in a line, with the known key nearest to an unknown one."""
-    problems = []
-    for item in error.errors()[:3]:
-        where = ".".join(map(str, item["loc"]))
-        if item["type"] == "extra_forbidden":
-            *parents, word = map(str, item["loc"])
-            problems.append(f"unknown key {where!r}{did_you_mean(word, _known_keys(parents))}")
-        elif item["type"] == "missing":
-            problems.append(f"{where} is missing")
-        elif item["type"] == "value_error":  # of a whole part: the message names the values
-            problems.append(f"{where or 'recipe'}: {item['msg'].removeprefix('Value error, ')}")
-        else:
-            problems.append(f"{where or 'recipe'}: {item['msg']} (got {item['input']!r:.60})")
-    return "; ".join(problems)
-
-
-def _known_keys(parents: Iterable[str]) -> list[str]:
-    """Return the keys accepted under a path of a recipe."""
-    part: type[BaseModel] = Recipe
-    for key in parents:
-        annotation = part.model_fields[key].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        part = annotation
-    return list(part.model_fields)

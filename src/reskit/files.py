@@ -15,9 +15,9 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from reskit.errors import OutputError
+from reskit.errors import ConfigError, OutputError
 
-__all__ = ["atomic_folder", "sha256", "to_json", "write_text", "writing"]
+__all__ = ["atomic_folder", "read_lines", "sha256", "to_json", "write_text", "writing"]
 
 
 @contextlib.contextmanager
@@ -28,6 +28,18 @@ def writing(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
         reason = getattr(error, "strerror", None) or str(error)
         raise OutputError(f"cannot write {path}: {reason}; free space or choose another --out") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file that are not blank.
+
+    Raises:
+        ConfigError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as lines of text: {error}") from None
 
 
 def write_text(path: Path, text: str) -> None:

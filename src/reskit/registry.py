@@ -30,12 +30,16 @@ class Registry(Generic[T]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._items: dict[str, T] = {}
+        self._unlisted: dict[str, T] = {}
 
-    def add(self, name: str, item: T) -> T:
-        """Register `item` under `name`; a name taken already is a programming error."""
-        if name in self._items:
+    def add(self, name: str, item: T, *, listed: bool = True) -> T:
+        """Register `item` under `name`; a name taken already is a programming error.
+
+        What is not listed is there for those who know its name: :meth:`get` finds it, nothing else does.
+        """
+        if name in self._items or name in self._unlisted:
             raise ValueError(f"{self.kind} {name!r} is registered twice")
-        self._items[name] = item
+        (self._items if listed else self._unlisted)[name] = item
         return item
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -49,7 +53,7 @@ class Registry(Generic[T]):
             UnknownNameError: nothing is; the message names the nearest known names.
         """
         try:
-            return self._items[name]
+            return self._unlisted[name] if name in self._unlisted else self._items[name]
         except KeyError:
             raise UnknownNameError(self.kind, name, self._items) from None
 

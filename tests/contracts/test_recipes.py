@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from reskit.config import list_recipes, load_recipe
 from reskit.errors import ConfigError
 from reskit.models import MODELS
+from reskit.recipes import list_recipes, load_recipe
 from reskit.tasks import TASKS
 from reskit.training.optim import learning_rate_factor
 

@@ -13,10 +13,11 @@ import sklearn.metrics as reference
 import torch
 from torch import Tensor, nn
 
-from reskit.config import Recipe, load_recipe
+from reskit.config import Recipe
 from reskit.data import DataInfo, ImagePreprocess
 from reskit.data.info import ImageSizes, SplitInfo
 from reskit.evaluation import measure
+from reskit.recipes import load_recipe
 from reskit.tasks import TASKS, Batch, Classify, Task
 from reskit.tasks.classify import CALIBRATION_BINS
 

@@ -162,11 +162,6 @@ def test_random_resized_crop_hands_out_the_size_asked_for(
         assert made.dataset.images.shape[1:] == (14, 12, 3)
 
 
-def test_decoding_is_done_once_where_asked(source: Source, preprocess: ImagePreprocess) -> None:
-    decoded = decode_split(source["train"], preprocess)
-    assert loader(source, preprocess, "memory", 0, decoded=decoded).dataset.images is decoded.images
-
-
 @pytest.mark.parametrize(("mode", "workers"), MODES)
 def test_a_pass_leaves_the_global_generator_alone(
     source: Source, preprocess: ImagePreprocess, mode: str, workers: int

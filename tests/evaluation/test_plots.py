@@ -59,7 +59,7 @@ def test_the_same_figures_give_the_same_file(tmp_path: Path) -> None:
 
 def test_reliability_states_the_calibration_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(plots, "_title", lambda axes, title, subtitle: said.append(subtitle))
+    monkeypatch.setattr("reskit.plots.evaluation.put_title", lambda *texts: said.append(texts[-1]))
     generator = np.random.default_rng(0)
     confidence = generator.uniform(0.3, 1, 5000)
     correct = generator.random(5000) < confidence - 0.2
@@ -131,7 +131,7 @@ def test_curves_name_the_best_epoch(
     higher: bool, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts: list[str] = []
-    monkeypatch.setattr(plots, "_title", lambda axes, title, subtitle: facts.append(subtitle))
+    monkeypatch.setattr("reskit.plots.training.put_title", lambda *texts: facts.append(texts[-1]))
     history = [{"epoch": e, "test_mae": value} for e, value in enumerate([0.1, 0.9, 0.5], start=1)]
     plots.training_curves(history, tmp_path / "c.png", metric="mae", higher_is_better=higher)
     assert facts == [f"test 0.5000 at the end; best {said}"]

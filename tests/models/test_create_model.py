@@ -54,6 +54,7 @@ def test_arguments_must_survive_json() -> None:
         ("cifar_resnet8", {"shortcut": "E"}, "unknown shortcut 'E'"),
         ("cifar_resnet8", {"shortcut": "identity"}, "identity shortcut cannot"),
         ("cifar_resnet8", {"groups": 2}, "use block='bottleneck'"),
+        ("cifar_resnet8", {"stride_first": True}, "use block='bottleneck'"),
         ("cifar_resnet8", {"stochastic_depth": 1.0}, "stochastic_depth is 1.0"),
         ("cifar_resnet8", {"se": -2}, "se is -2"),
         ("cifar_resnet8", {"residual": False, "zero_init": True}, "zero_init needs a shortcut"),
@@ -61,6 +62,7 @@ def test_arguments_must_survive_json() -> None:
         ("wrn_16_4", {"dropout": 1.5}, "dropout is 1.5"),
         ("wrn_16_4", {"stem_width": 0}, "stem_width is 0"),
         ("wrn_16_4", {"block": "widee"}, "did you mean 'wide'"),
+        ("resnetv2_50", {"stem": "cifr"}, "did you mean 'cifar'"),
         ("cifar_preact_resnet110", {"dropout": 0.3}, "use block='wide'"),
         ("densenet121", {"residual": False}, "no plain twin"),
         ("densenet121", {"growth": 0}, "growth is 0"),
@@ -139,3 +141,13 @@ def test_convolutions_start_normal_by_fan_out() -> None:
     assert weight.std().item() == pytest.approx((2 / (128 * 9)) ** 0.5, rel=0.02)
     # normal, not uniform: the fourth moment is three times the variance squared
     assert (weight**4).mean().item() == pytest.approx(3 * weight.var().item() ** 2, rel=0.05)
+
+
+def test_the_imagenet_stem_of_a_preactivation_network() -> None:
+    torch.manual_seed(0)
+    model = create_model("resnetv2_50", depths=[1, 1], width=8, stem_width=16, num_classes=5).eval()
+    maps = model.feature_maps(torch.randn(2, 3, 33, 47))
+    assert [tuple(m.shape) for m in maps] == [(2, 16, 17, 24), (2, 32, 9, 12), (2, 64, 5, 6)]
+    assert (model.channels, model.strides) == ([16, 32, 64], [2, 4, 8])
+    assert maps[0].min() < 0  # the bare convolution's
+    assert all(m.min() >= 0 for m in maps[1:])

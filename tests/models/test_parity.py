@@ -11,6 +11,7 @@ import timm
 import torch
 import torchvision
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 from reskit.models import MODELS, create_model
@@ -63,13 +64,62 @@ def test_torchvision_state_dicts_load_and_agree(name: str) -> None:
         assert torch.equal(ours.eval()(x), expected)
 
 
-def test_timm_seresnet50_loads_and_agrees() -> None:
-    theirs = live_norms(timm.create_model("seresnet50", num_classes=5))
-    ours = create_model("seresnet50", num_classes=5).eval()
-    ours.load_state_dict(theirs.state_dict(), strict=True)
+@pytest.mark.parametrize(
+    ("library", "name", "file"),
+    [
+        ("timm", "resnet18", "w.pth"),
+        ("timm", "resnet50", "w.safetensors"),
+        ("timm", "resnetv2_50", "w.safetensors"),
+        ("timm", "wide_resnet50_2", "w.safetensors"),
+        ("timm", "densenet121", "w.pth"),
+        ("timm", "seresnet50", "w.pth"),
+        ("torchvision", "resnet18", "w.safetensors"),
+        ("torchvision", "resnet50", "w.pth"),
+    ],
+)
+def test_files_of_others_give_the_same_logits(tmp_path: Path, library: str, name: str, file: str) -> None:
+    build = timm.create_model if library == "timm" else torchvision.models.get_model
+    theirs = live_norms(build(name, num_classes=5))
+    for module in theirs.modules():  # timm starts the last of each branch at zero: a swap would go unseen
+        if isinstance(module, nn.Conv2d) and not module.weight.any():
+            nn.init.kaiming_normal_(module.weight)
+    save = save_file if file.endswith(".safetensors") else torch.save
+    save(theirs.state_dict(), tmp_path / file)
+    with torch.no_grad():
+        ours = create_model(name, num_classes=5, weights=tmp_path / file).eval()
+    (tmp_path / file).unlink()
     x = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
-        torch.testing.assert_close(ours(x), theirs(x))
+        expected = theirs(x)
+        assert (expected[0] - expected[1]).abs().max() > 1e-3
+        assert (ours(x) - expected).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["resnetv2_50", "resnetv2_101"])
+def test_counts_and_strides_are_timms(name: str) -> None:
+    with torch.device("meta"):
+        theirs = timm.create_model(name)
+        ours = create_model(name)
+    assert MODELS.get(name).parameters == sum(p.numel() for p in theirs.parameters())
+    assert [(f["num_chs"], f["reduction"]) for f in theirs.feature_info] == list(
+        zip(ours.channels, ours.strides, strict=True)
+    )
+
+
+def strided(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {n: m.stride for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.stride != (1, 1)}
+
+
+def test_stride_first_is_the_paper_s_version() -> None:
+    with torch.device("meta"):
+        ours = create_model("resnet50", stride_first=True)
+        usual = create_model("resnet50")
+    moved = {name.replace("conv2", "conv1"): stride for name, stride in strided(usual).items()}
+    assert strided(ours) == moved != strided(usual)
+    assert ours.architecture["stride_first"] is True
+    assert {n: p.shape for n, p in ours.named_parameters()} == {
+        n: p.shape for n, p in usual.named_parameters()
+    }
 
 
 @pytest.mark.parametrize("name", TORCHVISION)

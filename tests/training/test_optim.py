@@ -69,7 +69,7 @@ def test_warmup_is_linear_and_meets_the_schedule() -> None:
 
 def test_weight_decay_is_on_weights_only() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
-    groups = build_optimizer(model, OptimizerConfig(weight_decay=0.3)).param_groups
+    groups = build_optimizer([(model.parameters(), 1.0)], OptimizerConfig(weight_decay=0.3)).param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         assert decay[id(parameter)] == (0.3 if name in {"0.weight", "3.weight"} else 0.0), name
@@ -78,7 +78,7 @@ def test_weight_decay_is_on_weights_only() -> None:
 def test_frozen_parameters_are_left_out() -> None:
     model = nn.Linear(2, 2)
     model.weight.requires_grad_(False)
-    groups = build_optimizer(model, OptimizerConfig()).param_groups
+    groups = build_optimizer([(model.parameters(), 1.0)], OptimizerConfig()).param_groups
     assert [len(group["params"]) for group in groups] == [0, 1]
 
 
@@ -86,4 +86,4 @@ def test_frozen_parameters_are_left_out() -> None:
     ("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
 )
 def test_names(name: str, kind: type) -> None:
-    assert type(build_optimizer(nn.Linear(1, 1), OptimizerConfig(name=name))) is kind
+    assert type(build_optimizer([(nn.Linear(1, 1).parameters(), 1.0)], OptimizerConfig(name=name))) is kind

@@ -27,7 +27,7 @@ def stepped(name: str = "sgd", width: int = 3) -> tuple[nn.Module, torch.optim.O
     """Return a small network and its optimiser after two steps."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, width), nn.BatchNorm1d(width), nn.Linear(width, 1))
-    optimizer = build_optimizer(model, OptimizerConfig(name=name, lr=0.1))
+    optimizer = build_optimizer([(model.parameters(), 1.0)], OptimizerConfig(name=name, lr=0.1))
     for _ in range(2):
         model(torch.randn(4, 2)).sum().backward()
         optimizer.step()

@@ -21,13 +21,22 @@ from torchvision.transforms.v2 import functional as tv
 from reskit.data.augment import Augment
 from reskit.data.batch_augment import augment_batch, draw_boxes
 from reskit.data.info import DataInfo
-from reskit.data.memory import DecodedSplit, decode_split, processors, verify_split
+from reskit.data.memory import decode_split, processors, verify_split
 from reskit.data.seeds import derive_seed
 from reskit.data.split import Split
 from reskit.data.transforms import ImagePreprocess
 from reskit.errors import ConfigError
 
-__all__ = ["Batch", "EpochSampler", "MemoryImages", "Mode", "StreamImages", "choose_mode", "make_loader"]
+__all__ = [
+    "Batch",
+    "EpochSampler",
+    "MemoryImages",
+    "Mode",
+    "StreamImages",
+    "batches",
+    "choose_mode",
+    "make_loader",
+]
 
 Mode = Literal["memory", "stream"]
 _MEMORY_SHARE = 0.25
@@ -230,7 +239,6 @@ def make_loader(
     workers: int | None = None,
     drop_last: bool = False,
     pin_memory: bool = False,
-    decoded: DecodedSplit | None = None,
 ) -> DataLoader[Batch]:
     """Build the loader of one split; it yields `Batch` records.
 
@@ -252,7 +260,6 @@ def make_loader(
             needs none.
         drop_last: leave out a last smaller batch.
         pin_memory: for copies to a GPU.
-        decoded: the split as `decode_split` returned it, to spare decoding it again.
 
     Raises:
         DataError: unreadable images, and the split refuses them.
@@ -260,7 +267,7 @@ def make_loader(
     """
     dataset: MemoryImages | StreamImages
     if mode == "memory":
-        held = decoded or decode_split(split, _stored(preprocess, augment), workers=workers)
+        held = decode_split(split, _stored(preprocess, augment), workers=workers)
         dataset = MemoryImages(
             held.images, held.labels, rows=held.rows, augment=augment, size=preprocess.size, seed=seed
         )
@@ -269,10 +276,32 @@ def make_loader(
         verify_split(split, preprocess)
         dataset = StreamImages(split, preprocess, augment=augment, seed=seed)
         workers = min(processors(), 8) if workers is None else workers
+    return batches(
+        dataset,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        workers=workers,
+        drop_last=drop_last,
+        pin_memory=pin_memory,
+    )
+
+
+def batches(
+    dataset: Dataset[Any],
+    *,
+    batch_size: int,
+    shuffle: bool = False,
+    seed: int = 0,
+    workers: int = 0,
+    drop_last: bool = False,
+    pin_memory: bool = False,
+) -> DataLoader[Any]:
+    """Return the loader of a dataset that takes the keys of `EpochSampler` and hands out whole batches."""
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        sampler=EpochSampler(len(dataset), seed=seed, shuffle=shuffle),
+        sampler=EpochSampler(len(dataset), seed=seed, shuffle=shuffle),  # type: ignore[arg-type]
         num_workers=workers,
         collate_fn=as_is,
         drop_last=drop_last,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -37,6 +38,8 @@ class ImagePreprocess(BaseModel):
         interpolation: both kinds are antialiased.
         mean: per channel, for pixels in ``[0, 1]``.
         std: per channel, for pixels in ``[0, 1]``.
+        mean_image: a mean for each pixel instead of `mean`, as Caffe's networks have it: base64 of float32
+            ``(channels, H, W)``, little-endian; see `with_mean_image`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +51,7 @@ class ImagePreprocess(BaseModel):
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    mean_image: str | None = None
 
     @model_validator(mode="after")
     def _check(self) -> ImagePreprocess:
@@ -57,6 +61,12 @@ class ImagePreprocess(BaseModel):
             raise ValueError(f"mean and std need {self.channels} values, one for each channel")
         if min(self.std) <= 0:
             raise ValueError(f"std {self.std} must be positive")
+        if self.mean_image is not None:
+            found = len(base64.b64decode(self.mean_image, validate=True)) // 4
+            if found != self.channels * self.size[0] * self.size[1]:
+                raise ValueError(
+                    f"mean_image has {found} values and does not fit {self.channels} x {self.size}"
+                )
         return self
 
     @classmethod
@@ -105,6 +115,11 @@ class ImagePreprocess(BaseModel):
     def with_statistics(self, mean: Iterable[float], std: Iterable[float]) -> ImagePreprocess:
         """Return the same preprocessing with other per-channel statistics."""
         return ImagePreprocess(**{**self.model_dump(), "mean": tuple(mean), "std": tuple(std)})
+
+    def with_mean_image(self, image: Tensor) -> ImagePreprocess:
+        """Return the same with a mean for each pixel, float ``(channels, H, W)`` in ``[0, 1]``."""
+        data = base64.b64encode(image.numpy().astype("<f4").tobytes()).decode()
+        return ImagePreprocess(**{**self.model_dump(), "mean_image": data})
 
     def read(self, item: Any) -> Tensor:
         """Read one image and bring it to shape.
@@ -164,7 +179,10 @@ class ImagePreprocess(BaseModel):
 
     def normalize(self) -> Normalize:
         """Return the module that makes network input of pixels."""
-        return Normalize(self.mean, self.std)
+        if self.mean_image is None:
+            return Normalize(self.mean, self.std)
+        pixels = np.frombuffer(base64.b64decode(self.mean_image), dtype="<f4").copy()
+        return Normalize(torch.from_numpy(pixels).view(self.channels, *self.size), self.std)
 
 
 class Normalize(nn.Module):
@@ -175,19 +193,20 @@ class Normalize(nn.Module):
     the preprocessing, which is stored beside the weights.
 
     Args:
-        mean: per channel, for pixels in ``[0, 1]``.
+        mean: per channel, or per pixel ``(C, H, W)``, for pixels in ``[0, 1]``.
         std: per channel, for pixels in ``[0, 1]``.
     """
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, mean: Iterable[float], std: Iterable[float]) -> None:
+    def __init__(self, mean: Iterable[float] | Tensor, std: Iterable[float]) -> None:
         super().__init__()
-        centre = torch.tensor(list(mean), dtype=torch.float64)
-        spread = torch.tensor(list(std), dtype=torch.float64)
-        self.register_buffer("scale", (1 / (255 * spread)).float().view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("shift", (-centre / spread).float().view(1, -1, 1, 1), persistent=False)
+        spread = torch.tensor(list(std), dtype=torch.float64).view(-1, 1, 1)
+        if not isinstance(mean, Tensor):
+            mean = torch.tensor(list(mean), dtype=torch.float64).view(-1, 1, 1)
+        self.register_buffer("scale", (1 / (255 * spread)).float()[None], persistent=False)
+        self.register_buffer("shift", (-mean.double() / spread).float()[None], persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map ``(N, C, H, W)`` uint8 or float in ``[0, 255]`` to normalised ``(N, C, H, W)``.

@@ -3,6 +3,8 @@
 from reskit.models.base import Backbone
 from reskit.models.cifar_resnet import CifarResNet
 from reskit.models.densenet import DenseNet
+from reskit.models.graph import GraphNetwork
+from reskit.models.identify import identify
 from reskit.models.mobilenet import MobileNetV2
 from reskit.models.nin import NiN
 from reskit.models.preact import PreActResNet
@@ -15,12 +17,14 @@ __all__ = [
     "Backbone",
     "CifarResNet",
     "DenseNet",
+    "GraphNetwork",
     "MobileNetV2",
     "ModelEntry",
     "NiN",
     "PreActResNet",
     "ResNet",
     "create_model",
+    "identify",
     "list_models",
     "model_summary",
 ]

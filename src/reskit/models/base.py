@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeAlias
 
 from torch import Tensor, nn
 
 from reskit.errors import ModelError
 
-__all__ = ["Backbone"]
+__all__ = ["Backbone", "Rename"]
+
+Rename: TypeAlias = tuple[str, str | Callable[[re.Match[str]], str]]
+"""A pattern and what `re.sub` puts in its place."""
 
 
 class Backbone(nn.Module):
@@ -27,11 +31,12 @@ class Backbone(nn.Module):
         architecture: what :func:`~reskit.models.create_model` was called with; JSON values only. Calling it
             again with these gives the same network.
         head_name: name of the layer that makes logits.
-        renames: patterns and replacements that turn old published parameter names into ours.
+        renames: patterns and replacements that turn others' names of parameters into ours, one after the
+            other; our own names they leave alone.
     """
 
     head_name: ClassVar[str] = "fc"
-    renames: ClassVar[Sequence[tuple[str, str]]] = ()
+    renames: ClassVar[Sequence[Rename]] = ()
 
     channels: list[int]
     strides: list[int]

@@ -1,4 +1,4 @@
-"""Pre-activation and wide residual networks for 32-px images."""
+"""Pre-activation and wide residual networks, for 32-px and 224-px images."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import nn
 from reskit.errors import ModelError, did_you_mean
 from reskit.models.base import (
     Backbone,
+    Rename,
     check_integer,
     check_integers,
     check_probability,
@@ -23,6 +24,7 @@ from reskit.nn.residual import check_plain
 __all__ = ["PreActResNet"]
 
 Block = Literal["basic", "bottleneck", "wide"]
+Stem = Literal["imagenet", "cifar"]
 
 _BLOCKS: dict[str, type[PreActBasicBlock | PreActBottleneck]] = {
     "basic": PreActBasicBlock,
@@ -36,7 +38,8 @@ class PreActResNet(Backbone):
 
     Between stages the papers normalise and rectify once, before the input splits into `F` and the shortcut.
     Here these are ``bn1``, ``bn2``, ... of the network: ``bn1`` follows the stem, the last precedes pooling.
-    The feature map of a stage is taken after them, so all maps are normalised and rectified.
+    The feature map of a stage is taken after them, so these maps are normalised and rectified. With the
+    `"imagenet"` stem they are preceded by the bare convolution's, at stride 2, before its pooling.
 
     Source: He et al., Identity Mappings in Deep Residual Networks, 2016, appendix; Zagoruyko and Komodakis,
     Wide Residual Networks, 2016, table 1.
@@ -46,7 +49,8 @@ class PreActResNet(Backbone):
         block: ``"basic"`` (two 3x3), ``"bottleneck"`` (1x1, 3x3, 1x1; four times as many channels) or
             ``"wide"`` (basic, with dropout in between).
         width: of the first stage, doubled at each next; or one width a stage.
-        stem_width: channels of the 3x3 stem.
+        stem_width: channels of the stem.
+        stem: ``"cifar"`` is a 3x3, for 32 px; ``"imagenet"`` 7x7 at stride 2 and pooling, for 224 px.
         shortcut: see :func:`reskit.nn.make_shortcut`; projections have no norm.
         residual: False builds the plain twin.
         dropout: within a wide block; the paper uses 0.3 for SVHN and some of its CIFAR results.
@@ -62,6 +66,21 @@ class PreActResNet(Backbone):
     """
 
     head_name: ClassVar[str] = "linear"
+    # The names of timm's ResNetV2, which has four stages, and the norm between two of them in the second.
+    renames: ClassVar[Sequence[Rename]] = (
+        (r"^stem\.conv\.", "conv1."),
+        (r"^stages\.(\d+)\.blocks\.0\.norm1\.", lambda m: f"bn{int(m[1]) + 1}."),
+        (r"^norm\.", "bn5."),
+        (
+            r"^stages\.(\d+)\.blocks\.(\d+)\.(conv|norm)(\d)\.",
+            lambda m: f"layer{int(m[1]) + 1}.{m[2]}.{m[3].replace('norm', 'bn')}{m[4]}.",
+        ),
+        (
+            r"^stages\.(\d+)\.blocks\.(\d+)\.downsample\.conv\.",
+            lambda m: f"layer{int(m[1]) + 1}.{m[2]}.downsample.0.",
+        ),
+        (r"^head\.fc\.", "linear."),
+    )
 
     def __init__(
         self,
@@ -70,6 +89,7 @@ class PreActResNet(Backbone):
         block: Block = "basic",
         width: int | Sequence[int] = 16,
         stem_width: int = 16,
+        stem: Stem = "cifar",
         shortcut: ShortcutKind = "B",
         residual: bool = True,
         dropout: float = 0.0,
@@ -81,11 +101,14 @@ class PreActResNet(Backbone):
         features_only: bool = False,
     ) -> None:
         super().__init__(num_classes=num_classes, in_channels=in_channels, features_only=features_only)
-        _check(block, stem_width, dropout)
+        _check(block, stem, stem_width, dropout)
         check_integers("depths", depths)
         check_plain(residual, zero_init=zero_init, stochastic_depth=stochastic_depth)
         widths = [w * 4 if block == "bottleneck" else w for w in stage_widths(width, len(depths))]
-        self.conv1 = make_conv(2, in_channels, stem_width, 3)
+        self.with_pool = stem == "imagenet"
+        kernel_size, stride = (7, 2) if self.with_pool else (3, 1)
+        self.conv1 = make_conv(2, in_channels, stem_width, kernel_size, stride=stride)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if self.with_pool else nn.Identity()
 
         rates = iter(drop_rates(stochastic_depth, sum(depths)))
         channels = stem_width
@@ -109,7 +132,11 @@ class PreActResNet(Backbone):
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
         self._add_norm(len(depths) + 1, channels)
         self.num_stages = len(depths)
-        self.finish(widths, [2**i for i in range(len(depths))])
+        strides = [2**i for i in range(len(depths))]
+        if self.with_pool:
+            self.finish([stem_width, *widths], [2, *(4 * stride for stride in strides)])
+        else:
+            self.finish(widths, strides)
 
     def _add_norm(self, index: int, channels: int) -> None:
         """Add the norm and the rectifier before stage `index`, counted from 1, or after the last."""
@@ -117,23 +144,29 @@ class PreActResNet(Backbone):
         self.add_module(f"relu{index}", nn.ReLU(inplace=True))
 
     def segments(self) -> list[list[nn.Module]]:
-        """Return the stages, each with the norm and rectifier after it; the first also with the stem."""
+        """Return the stages, each with the norm and rectifier after it.
+
+        The stem gives a map of its own where pooling follows it; otherwise it belongs to the first stage.
+        """
         stages = [
             [self.get_submodule(name) for name in (f"layer{i}", f"bn{i + 1}", f"relu{i + 1}")]
             for i in range(1, self.num_stages + 1)
         ]
-        stem = [self.conv1, self.get_submodule("bn1"), self.get_submodule("relu1")]
-        return [stem + stages[0], *stages[1:]]
+        stages[0] = [self.get_submodule("bn1"), self.get_submodule("relu1"), *stages[0]]
+        if self.with_pool:
+            return [[self.conv1], [self.maxpool, *stages[0]], *stages[1:]]
+        return [[self.conv1, *stages[0]], *stages[1:]]
 
 
-def _check(block: str, stem_width: int, dropout: float) -> None:
+def _check(block: str, stem: str, stem_width: int, dropout: float) -> None:
     """Refuse what :class:`PreActResNet` does not know.
 
     Raises:
         ModelError: naming the argument and its choices.
     """
-    if block not in get_args(Block):
-        raise ModelError(f"unknown block {block!r}{did_you_mean(str(block), get_args(Block))}")
+    for argument, value, known in (("block", block, get_args(Block)), ("stem", stem, get_args(Stem))):
+        if value not in known:
+            raise ModelError(f"unknown {argument} {value!r}{did_you_mean(str(value), known)}")
     check_integer("stem_width", stem_width, minimum=1)
     check_probability("dropout", dropout)
     if dropout and block != "wide":
@@ -167,4 +200,16 @@ register_family(
     },
     num_classes=10,
     input_size=(3, 32, 32),
+)
+_IMAGENET = {"block": "bottleneck", "width": 64, "stem": "imagenet", "stem_width": 64}
+
+# Parameters and shapes are those of timm's networks of these names, with batch normalisation.
+register_family(
+    PreActResNet,
+    {
+        "resnetv2_50": ({**_IMAGENET, "depths": (3, 4, 6, 3)}, 25_549_352, _PREACT),
+        "resnetv2_101": ({**_IMAGENET, "depths": (3, 4, 23, 3)}, 44_541_480, _PREACT),
+    },
+    num_classes=1000,
+    input_size=(3, 224, 224),
 )

@@ -6,13 +6,12 @@ import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from reskit.errors import ModelError, did_you_mean
 from reskit.models.base import Backbone
 from reskit.registry import Registry
-from reskit.weights import load_into
+from reskit.weights import Weights, load_into
 
 __all__ = ["MODELS", "ModelEntry", "create_model", "list_models", "register_family"]
 
@@ -26,7 +25,7 @@ class ModelEntry:
         build: makes it; takes `num_classes`, `in_channels`, `features_only` and what is in its signature.
         arguments: those of `build` that make this network.
         parameters: their number at `num_classes` classes and three input channels, or None.
-        num_classes: classes of the data it was published on.
+        num_classes: classes of the data it was published on; None where the arguments say it.
         input_size: `(C, H, W)` it was published at.
         paper: where it was published.
     """
@@ -35,7 +34,7 @@ class ModelEntry:
     build: Callable[..., Backbone]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     parameters: int | None
-    num_classes: int
+    num_classes: int | None
     input_size: tuple[int, int, int]
     paper: str
 
@@ -80,7 +79,7 @@ def create_model(
     *,
     num_classes: int | None = None,
     in_channels: int = 3,
-    weights: str | Path | None = None,
+    weights: Weights | None = None,
     features_only: bool = False,
     **architecture: Any,
 ) -> Backbone:
@@ -90,7 +89,9 @@ def create_model(
         name: one of :func:`list_models`.
         num_classes: width of the logits, as published by default; 0 for the pooled vector.
         in_channels: channels of the images.
-        weights: a file of weights to load, see :func:`reskit.weights.load_into`; random by default.
+        weights: what to load: a file of any known format, a bundle's folder, ``hf:owner/name``,
+            ``torchvision:ResNet50_Weights.DEFAULT`` or torchvision's member itself, or the several files of
+            one network; see :func:`reskit.weights.read_checkpoint`. Random by default.
         features_only: whether the network gives its list of feature maps, without a head.
         architecture: anything else to change, e.g. ``residual=False`` or ``depths=[1, 1]``; JSON values.
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import nn
 
 from reskit.errors import ModelError, did_you_mean
-from reskit.models.base import Backbone, check_integer, check_integers, drop_rates, stage_widths
+from reskit.models.base import (
+    Backbone,
+    Rename,
+    check_integer,
+    check_integers,
+    drop_rates,
+    stage_widths,
+)
 from reskit.models.registry import register_family
 from reskit.nn import BasicBlock, Bottleneck, ShortcutKind, make_conv, make_norm
 from reskit.nn.residual import check_plain
@@ -38,6 +45,8 @@ class ResNet(Backbone):
         residual: False builds the plain twin.
         groups: of the 3x3 in a bottleneck.
         width_per_group: of the 3x3 in a bottleneck, at width 64.
+        stride_first: whether a bottleneck's stride is on its first 1x1 ("v1": the paper, Caffe, Keras)
+            and not on its 3x3 ("v1.5": torchvision, timm).
         se: reduction ratio of squeeze-excitation; True for 16, 0 for none.
         stochastic_depth: rate of the last block; it grows linearly from the first.
         zero_init: whether every block starts as its shortcut.
@@ -48,6 +57,21 @@ class ResNet(Backbone):
     Raises:
         ModelError: an argument has a bad value, or two do not go together.
     """
+
+    # The names that Hugging Face transformers gives the same layers; the bare backbone has no "resnet.".
+    renames: ClassVar[Sequence[Rename]] = (
+        (r"^(?:resnet\.)?embedder\.embedder\.convolution\.", "conv1."),
+        (r"^(?:resnet\.)?embedder\.embedder\.normalization\.", "bn1."),
+        (
+            r"^(?:resnet\.)?encoder\.stages\.(\d+)\.layers\.(\d+)\.shortcut\.(convolution|normalization)\.",
+            lambda m: f"layer{int(m[1]) + 1}.{m[2]}.downsample.{int(m[3] == 'normalization')}.",
+        ),
+        (
+            r"^(?:resnet\.)?encoder\.stages\.(\d+)\.layers\.(\d+)\.layer\.(\d)\.(conv|norm)\w+\.",
+            lambda m: f"layer{int(m[1]) + 1}.{m[2]}.{'conv' if m[4] == 'conv' else 'bn'}{int(m[3]) + 1}.",
+        ),
+        (r"^classifier\.1\.", "fc."),
+    )
 
     def __init__(
         self,
@@ -60,6 +84,7 @@ class ResNet(Backbone):
         residual: bool = True,
         groups: int = 1,
         width_per_group: int = 64,
+        stride_first: bool = False,
         se: int | bool = 0,
         stochastic_depth: float = 0.0,
         zero_init: bool = False,
@@ -68,7 +93,7 @@ class ResNet(Backbone):
         features_only: bool = False,
     ) -> None:
         super().__init__(num_classes=num_classes, in_channels=in_channels, features_only=features_only)
-        _check(block, stem, groups, width_per_group)
+        _check(block, stem, groups, width_per_group, stride_first)
         check_integers("depths", depths)
         check_plain(residual, zero_init=zero_init, stochastic_depth=stochastic_depth)
         widths = stage_widths(width, len(depths))
@@ -90,7 +115,8 @@ class ResNet(Backbone):
                     "zero_init": zero_init,
                 }
                 if block == "bottleneck":
-                    options |= {"width": int(stage_width * width_per_group / 64) * groups, "groups": groups}
+                    inner = int(stage_width * width_per_group / 64) * groups
+                    options |= {"width": inner, "groups": groups, "stride_first": stride_first}
                 blocks.append((Bottleneck if block == "bottleneck" else BasicBlock)(channels, out, **options))
                 channels = out
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
@@ -117,7 +143,7 @@ class ResNet(Backbone):
         return [stem + first, *others]
 
 
-def _check(block: str, stem: str, groups: int, width_per_group: int) -> None:
+def _check(block: str, stem: str, groups: int, width_per_group: int, stride_first: bool) -> None:
     """Refuse what :class:`ResNet` does not know.
 
     Raises:
@@ -128,8 +154,10 @@ def _check(block: str, stem: str, groups: int, width_per_group: int) -> None:
             raise ModelError(f"unknown {argument} {value!r}{did_you_mean(str(value), known)}")
     check_integer("groups", groups, minimum=1)
     check_integer("width_per_group", width_per_group, minimum=1)
-    if block == "basic" and (groups, width_per_group) != (1, 64):
-        raise ModelError("groups and width_per_group shape the 3x3 of a bottleneck: use block='bottleneck'")
+    if block == "basic" and (groups, width_per_group, stride_first) != (1, 64, False):
+        raise ModelError(
+            "groups, width_per_group and stride_first shape a bottleneck: use block='bottleneck'"
+        )
 
 
 def _bottleneck(*depths: int, **arguments: Any) -> dict[str, Any]:

@@ -141,8 +141,8 @@ class DilatedBlock(BasicBlock):
 class Bottleneck(ConvolutionBlock):
     """1x1 down, 3x3, 1x1 up, rectified after the sum.
 
-    The stride is on the 3x3, not on the first 1x1 as in the paper: a strided 1x1 skips three quarters of
-    the map ("v1.5", as torchvision and NVIDIA have it).
+    The stride is on the 3x3 ("v1.5", as torchvision and NVIDIA have it), unless `stride_first` puts it on
+    the first 1x1 as in the paper, where it skips three quarters of the map.
 
     Source: He et al. 2015, figure 5 right; groups: Xie et al., Aggregated Residual Transformations, 2017.
 
@@ -152,6 +152,7 @@ class Bottleneck(ConvolutionBlock):
         width: channels of the 3x3; a quarter of `out_channels` by default.
         groups: groups of the 3x3 (cardinality).
         dilation: distance between the taps of the 3x3.
+        stride_first: whether the stride is on the first 1x1 ("v1": the paper, Caffe and Keras).
         options: see :class:`ConvolutionBlock`.
     """
 
@@ -163,15 +164,17 @@ class Bottleneck(ConvolutionBlock):
         width: int | None = None,
         groups: int = 1,
         dilation: int = 1,
+        stride_first: bool = False,
         **options: Unpack[BlockOptions],
     ) -> None:
         super().__init__(in_channels, out_channels, activation=nn.ReLU(inplace=True), **options)
         width = out_channels // 4 if width is None else width
-        self.conv1 = make_conv(self.rank, in_channels, width, 1)
+        strides = (self.stride, 1) if stride_first else (1, self.stride)
+        self.conv1 = make_conv(self.rank, in_channels, width, 1, stride=strides[0])
         self.bn1 = make_norm(self.rank, width)
         self.relu1 = nn.ReLU(inplace=True)
         self.conv2 = make_conv(
-            self.rank, width, width, 3, stride=self.stride, dilation=dilation, groups=groups
+            self.rank, width, width, 3, stride=strides[1], dilation=dilation, groups=groups
         )
         self.bn2 = make_norm(self.rank, width)
         self.relu2 = nn.ReLU(inplace=True)

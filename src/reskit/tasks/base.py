@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from reskit.config import Recipe
 from reskit.data import DataInfo, ImagePreprocess
+from reskit.models import Backbone
 from reskit.registry import Registry
 
 if TYPE_CHECKING:
@@ -58,11 +59,16 @@ class Task(ABC):
         """Return what a bundle stores: JSON values only, enough for `from_config`."""
 
     @abstractmethod
-    def build_model(self, recipe: Recipe) -> nn.Module:
-        """Return the recipe's network with the head this task needs."""
+    def build_model(self, recipe: Recipe) -> Backbone:
+        """Return the recipe's network, its weights random, with the head this task needs."""
 
     def inputs(self, batch: Batch) -> Tensor:
-        """Return the network's input: images uint8 `(N, C, H, W)` to normalised float."""
+        """Return the network's input: images uint8 `(N, C, H, W)` to normalised float.
+
+        A batch of features, kept from a network that rests, goes to the head as it is.
+        """
+        if "features" in batch:
+            return batch["features"]
         normalized: Tensor = self.normalize(batch["image"])
         return normalized
 

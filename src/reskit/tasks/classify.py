@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms import v2
 
 from reskit.config import Recipe
 from reskit.data import DataInfo, ImagePreprocess
-from reskit.models import create_model
+from reskit.models import Backbone, create_model
 from reskit.tasks.base import TASKS, Batch, Task
 
 if TYPE_CHECKING:
@@ -82,13 +82,12 @@ class Classify(Task):
             "preprocess": self.preprocess.model_dump(mode="json"),
         }
 
-    def build_model(self, recipe: Recipe) -> nn.Module:
+    def build_model(self, recipe: Recipe) -> Backbone:
         """See `Task.build_model`."""
         return create_model(
             recipe.model.name,
             num_classes=len(self.labels),
             in_channels=self.preprocess.channels,
-            weights=recipe.model.weights,
             **recipe.model.arguments,
         )
 

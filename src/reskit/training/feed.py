@@ -118,8 +118,10 @@ class Feed:
 
     def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return the mean and standard deviation the recipe asks for, of pixels in [0, 1]."""
-        channels = self.preprocess.channels
-        match self._recipe.preprocess.statistics:
+        channels, asked = self.preprocess.channels, self._recipe.preprocess
+        if asked.mean is not None and asked.std is not None:
+            return _fitted(asked.mean, channels), _fitted(asked.std, channels)
+        match asked.statistics:
             case "none":
                 return (0.0,) * channels, (1.0,) * channels
             case "imagenet" if channels == 3:
@@ -128,6 +130,8 @@ class Feed:
                 raise ConfigError(
                     f"preprocess.statistics imagenet is for 3 channels, these images have {channels}"
                 )
+            case "weights":  # settled when the run began: they are in mean and std
+                raise ConfigError("preprocess.statistics weights needs model.weights")
             case "data":
                 held = self.loaders["train"].dataset
                 if isinstance(held, MemoryImages):
@@ -141,3 +145,8 @@ def _geometry(recipe: Recipe, info: DataInfo) -> ImagePreprocess:
     suited = ImagePreprocess.from_info(info, size=asked.size, interpolation=asked.interpolation)
     said = {"resize": asked.resize, "crop_fraction": asked.crop_fraction}
     return suited.model_copy(update={name: value for name, value in said.items() if value is not None})
+
+
+def _fitted(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Return statistics given for other channels, such as RGB's, as their mean for every channel there is."""
+    return values if len(values) == channels else (sum(values) / len(values),) * channels

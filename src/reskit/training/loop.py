@@ -27,6 +27,7 @@ from reskit.training.callbacks import Callback
 from reskit.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
 from reskit.training.runtime import Runtime
 from reskit.training.state import Progress, latest_checkpoint, restore, save_checkpoint, snapshot
+from reskit.training.transfer import Transfer
 from reskit.training.usage import Usage
 
 __all__ = ["Trainer", "training_loss"]
@@ -47,6 +48,7 @@ class Trainer:
     Args:
         task: loss, metrics and what is fed.
         model: the network; trained in place.
+        transfer: which parts of it learn when, and how fast.
         loaders: batches of `train`, and of the split `monitor` names.
         monitor: the split measured after each epoch.
         config: how long and with what.
@@ -62,6 +64,7 @@ class Trainer:
         *,
         task: Task,
         model: nn.Module,
+        transfer: Transfer,
         loaders: Mapping[str, DataLoader[Any]],
         monitor: str,
         config: TrainingConfig,
@@ -72,7 +75,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
     ) -> None:
         self.task, self.config, self.runtime, self.accelerator = task, config, runtime, accelerator
-        self.folder, self.monitor, self.run = folder, monitor, run
+        self.folder, self.monitor, self.run, self.transfer = folder, monitor, run, transfer
         self.callbacks = callbacks if accelerator.is_main_process else ()
         task.normalize.to(accelerator.device)
         model = runtime.place(model)
@@ -84,7 +87,10 @@ class Trainer:
         if runtime.compile:
             model.compile()
         self.model, self.optimizer, self.train_loader, self.monitor_loader = accelerator.prepare(
-            model, build_optimizer(model, config.optimizer), loaders["train"], loaders[monitor]
+            model,
+            build_optimizer(transfer.learning_rates(), config.optimizer),
+            loaders["train"],
+            loaders[monitor],
         )
         self.steps_per_epoch = math.ceil(len(self.train_loader) / config.accumulate)
         self.progress = Progress()
@@ -128,6 +134,7 @@ class Trainer:
         self._usage, self._mark = Usage(self.accelerator.device), time.perf_counter()
         self._saved, self._saved_step = time.perf_counter(), now.step
         self.model.train()
+        self.transfer.set_epoch(now.epoch)
         self.train_loader.set_epoch(now.epoch)
         for batch in self.accelerator.skip_first_batches(self.train_loader, now.batch):
             torch.manual_seed(self._seed())  # dropout, mixup and the like are functions of the position
@@ -169,7 +176,7 @@ class Trainer:
         row = {
             "epoch": now.epoch,
             "step": now.step,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": max(group["lr"] for group in self.optimizer.param_groups),
             "train_loss": now.loss_sum / max(now.examples, 1),
             **{f"{self.monitor}_{name}": value for name, value in metrics.items()},
             "seconds": now.epoch_seconds,

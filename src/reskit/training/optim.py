@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,18 +18,26 @@ __all__ = ["build_optimizer", "learning_rate_factor", "set_learning_rate"]
 _FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """Return the optimiser of `config` over the trainable parameters of `model`.
+def build_optimizer(
+    parts: Iterable[tuple[Iterable[nn.Parameter], float]], config: OptimizerConfig
+) -> Optimizer:
+    """Return the optimiser of `config` over the trainable parameters of a network.
 
     Weight decay is put on weights only: vectors (biases, scales and shifts of norms) are left free,
     as in He et al. 2019, "Bag of Tricks", section 3.1. The fused kernels are used where torch has them.
+
+    Args:
+        parts: parameters, and the factor of the learning rate they learn with.
+        config: what the recipe says.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    fused = all(parameter.device.type in _FUSED_DEVICES for parameter in parameters)
+    groups: list[dict[str, Any]] = []
+    for part, factor in parts:
+        trainable = [parameter for parameter in part if parameter.requires_grad]
+        weights = [p for p in trainable if p.ndim > 1]
+        others = [p for p in trainable if p.ndim <= 1]
+        groups.append({"params": weights, "weight_decay": config.weight_decay, "lr_factor": factor})
+        groups.append({"params": others, "weight_decay": 0.0, "lr_factor": factor})
+    fused = all(p.device.type in _FUSED_DEVICES for group in groups for p in group["params"])
     match config.name:
         case "sgd":
             return torch.optim.SGD(
@@ -68,9 +78,9 @@ def learning_rate_factor(config: ScheduleConfig, step: int, *, steps_per_epoch: 
 
 
 def set_learning_rate(optimizer: Optimizer, value: float) -> None:
-    """Set the learning rate of every parameter group."""
+    """Set the learning rate of every parameter group, times the group's own factor."""
     for group in optimizer.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group["lr_factor"]
 
 
 def _cosine(progress: float, final: float) -> float:

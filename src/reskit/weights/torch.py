@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from reskit.errors import WeightsError
+from reskit.files import sha256
+from reskit.weights.checkpoint import READERS, Checkpoint, Reader
+from reskit.weights.report import some
 
-__all__ = ["KeyReport", "load_into", "load_state"]
+__all__ = ["TORCH_SUFFIXES", "load_state"]
+
+TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
+# How a file of torch.save begins that is not a zip archive: its magic number, pickled.
+_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
 
 # Under these names training scripts keep the weights, beside the optimiser and the epoch. Averaged weights
 # come first: they are what their authors evaluated.
@@ -31,26 +38,8 @@ _WRAPPERS = (
 )
 # What DistributedDataParallel and torch.compile put before every name.
 _PREFIXES = ("module.", "_orig_mod.")
-_SHOWN = 6  # names listed in an error; the rest is counted
-
-
-@dataclass(frozen=True)
-class KeyReport:
-    """What became of every name in a weights file and in the model.
-
-    Attributes:
-        matched: names in the model that the file filled.
-        renamed: old name in the file to its name in the model; these are matched too.
-        missing: names in the model that the file lacks.
-        unexpected: names in the file that the model lacks.
-        mismatched: name to the shape in the file and the shape in the model.
-    """
-
-    matched: Sequence[str]
-    renamed: Mapping[str, str]
-    missing: Sequence[str]
-    unexpected: Sequence[str]
-    mismatched: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+# torch.save stores without compression. An archive may be packed again, but weights hardly shrink.
+_MOST_INFLATION = 4
 
 
 def load_state(path: str | Path) -> dict[str, Tensor]:
@@ -81,88 +70,59 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     return _without_prefixes(state)
 
 
-def load_into(
-    model: nn.Module, path: str | Path, *, strict: bool = True, ignore: Collection[str] = ()
-) -> KeyReport:
-    """Load the weights in a file into a model.
+def _claims_torch(sources: Sequence[str | Path]) -> bool:
+    path = _single(sources)
+    if path is None:
+        return False
+    if not path.is_file():
+        return path.suffix.lower() in TORCH_SUFFIXES and not path.is_dir()
+    with path.open("rb") as file:
+        start = file.read(512)
+    if start.startswith(b"PK"):  # the pickle of names is the first member torch.save writes
+        return b"/data.pkl" in start or path.suffix.lower() in TORCH_SUFFIXES
+    return start.startswith(_LEGACY) or (path.suffix.lower() in TORCH_SUFFIXES and not _is_safetensors(path))
 
-    The model is changed only if all is well. The counter ``num_batches_tracked``, which older files lack and
-    nothing reads, may be missing.
 
-    Args:
-        model: what to fill; its `renames`, if any, translate older names.
-        path: see :func:`load_state`.
-        strict: whether every name must match; otherwise those that do are loaded.
-        ignore: first parts of names in the file, such as ``"fc"``, that may be left over.
+def _claims_safetensors(sources: Sequence[str | Path]) -> bool:
+    path = _single(sources)
+    if path is None or path.is_dir():
+        return False
+    return path.suffix == ".safetensors" or (path.is_file() and _is_safetensors(path))
 
-    Returns:
-        What became of every name.
 
-    Raises:
-        WeightsError: the file cannot be read, or, if strict, a name or a shape does not fit.
-    """
-    own = model.state_dict()
-    state, renamed = _rename(load_state(path), getattr(model, "renames", ()))
-    fitting = {name: t for name, t in state.items() if name in own and t.shape == own[name].shape}
-    report = KeyReport(
-        matched=tuple(fitting),
-        renamed=renamed,
-        missing=tuple(n for n in own if n not in state and not n.endswith("num_batches_tracked")),
-        unexpected=tuple(n for n in state if n not in own),
-        mismatched={
-            n: (tuple(t.shape), tuple(own[n].shape))
-            for n, t in state.items()
-            if n in own and n not in fitting
-        },
+def _single(sources: Sequence[str | Path]) -> Path | None:
+    """Return the one local file asked for, or None."""
+    return Path(sources[0]) if len(sources) == 1 else None
+
+
+def _read(format_name: str, sources: Sequence[str | Path]) -> Checkpoint:
+    """Read the one file in `sources`; see :func:`load_state`."""
+    path = Path(sources[0])
+    state = load_state(path)
+    return Checkpoint(
+        format=format_name,
+        source=str(sources[0]),
+        state=state,
+        provenance={"sha256": {path.name: sha256(path)}},
     )
-    if strict:
-        _refuse_misfits(report, path, ignore)
-    model.load_state_dict(fitting, strict=False)
-    return report
 
 
-def _refuse_misfits(report: KeyReport, path: str | Path, ignore: Collection[str]) -> None:
-    """Raise a WeightsError that names what does not fit and says what to do."""
-    unexpected = [n for n in report.unexpected if n.split(".")[0] not in ignore]
-    shapes = [f"{n} is {theirs} there and {ours} here" for n, (theirs, ours) in report.mismatched.items()]
-    problems = []
-    if report.missing:
-        problems.append(f"missing there: {_some(report.missing)}")
-    if unexpected:
-        problems.append(f"unknown here: {_some(unexpected)}")
-    if shapes:
-        problems.append(f"{_some(shapes)}")
-    if not problems:
-        return
-    if shapes and not report.missing and not unexpected:
-        advice = (
-            "build the model with the num_classes and in_channels the file was made with "
-            "(for published weights the defaults of create_model)"
-        )
-    else:
-        advice = "check that the file was made with the same architecture"
-    raise WeightsError(f"{path} does not fit the model: {'; '.join(problems)}; {advice}")
-
-
-def _some(words: Sequence[str]) -> str:
-    """Return the first few words and the number of the others."""
-    rest = len(words) - _SHOWN
-    return ", ".join(words[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _rename(
-    state: Mapping[str, Tensor], renames: Sequence[tuple[str, str]]
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the state under new names, and the old and new names that differ."""
-    result, renamed = {}, {}
-    for name, tensor in state.items():
-        new = name
-        for pattern, replacement in renames:
-            new = re.sub(pattern, replacement, new)
-        if new != name:
-            renamed[name] = new
-        result[new] = tensor
-    return result, renamed
+READERS.add(
+    "torch",
+    Reader(
+        claims=_claims_torch,
+        read=lambda sources: _read("torch", sources),
+        files="model.pth (or .pt, .bin, .ckpt, ...), as torch.save writes it",
+    ),
+)
+READERS.add(
+    "safetensors",
+    Reader(
+        claims=_claims_safetensors,
+        read=lambda sources: _read("safetensors", sources),
+        files="model.safetensors",
+    ),
+)
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -183,7 +143,22 @@ def _read_safetensors(path: Path) -> Any:
         ) from error
 
 
+def _refuse_inflated(path: Path) -> None:
+    """Refuse an archive whose members say they hold far more than the file does, before any is unpacked."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # not a zip archive, or a broken one: PyTorch says which
+    size = path.stat().st_size
+    if claimed > _MOST_INFLATION * size:
+        raise WeightsError(
+            f"{path} has {size} bytes and says it unpacks to {claimed}, which no weights do: fetch it again"
+        )
+
+
 def _read_torch(path: Path) -> Any:
+    _refuse_inflated(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on old storage classes: nothing the user could mend
@@ -231,5 +206,5 @@ def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _describe(content: Any) -> str:
     """Say what a file holds instead of a state dict."""
     if isinstance(content, Mapping):
-        return f"its keys are {_some([str(key) for key in content]) or 'none'}"
+        return f"its keys are {some([str(key) for key in content]) or 'none'}"
     return f"it holds a {type(content).__name__}"

@@ -1,0 +1,5 @@
+"""``python -m reskit``: the command line."""
+
+from reskit.cli import main
+
+main()

@@ -107,7 +107,7 @@ def test_the_users_fault_is_one_line_and_1(cli: Callable[..., Any]) -> None:
 
 def test_a_real_process_does_the_same() -> None:
     ran = subprocess.run(
-        [sys.executable, "-m", "reskit.cli", "recipes", "digits-resnet"], capture_output=True, text=True
+        [sys.executable, "-m", "reskit", "recipes", "digits-resnet"], capture_output=True, text=True
     )
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr.startswith("error: unknown recipe")
@@ -243,15 +243,32 @@ def test_train_passes_on_what_it_is_told_and_prints_for_people(
         return digits_run
 
     monkeypatch.setattr("reskit.training.train", fake)
-    ran = cli("train", "r", "--data", "d", "--out", "o", "--set", "a=1", "--set", "b.c=2", "--resume")
+    ran = cli(
+        "train",
+        "r",
+        "--data",
+        "d",
+        "--weights",
+        "w",
+        "--out",
+        "o",
+        "--set",
+        "a=1",
+        "--set",
+        "b.c=2",
+        "--resume",
+    )
     assert told == [
-        ("r", {"data": "d", "out": Path("o"), "overrides": ["a=1", "b.c=2"], "resume": True}),
+        (
+            "r",
+            {"data": "d", "weights": ["w"], "out": Path("o"), "overrides": ["a=1", "b.c=2"], "resume": True},
+        ),
     ]
     assert (ran.code, ran.err) == (0, "")
     assert f"{digits_run.metrics['top1']:.4f}" in ran.out
     assert str(digits_run.bundle) in ran.out
     cli("train")
-    assert told[1] == (None, {"data": None, "out": None, "overrides": (), "resume": False})
+    assert told[1] == (None, {"data": None, "weights": (), "out": None, "overrides": (), "resume": False})
     monkeypatch.setenv("RANK", "1")  # as under torchrun: one process speaks for all
     assert cli("train", "r", "--json") == (0, "", "")
 
@@ -339,7 +356,7 @@ def test_predict_for_people(cli: Callable[..., Any], digits_run: Any, images: Pa
 
 def test_a_real_process_predicts_on_clean_streams(digits_run: Any, images: Path) -> None:
     ran = subprocess.run(
-        [sys.executable, "-m", "reskit.cli", "predict", str(digits_run.bundle), "-", "--json"],
+        [sys.executable, "-m", "reskit", "predict", str(digits_run.bundle), "-", "--json"],
         input=f"{images / '0.png'}\n",
         capture_output=True,
         text=True,

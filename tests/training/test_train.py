@@ -154,7 +154,7 @@ def test_streamed_images_resume_exactly_too(tmp_path: Path) -> None:
 
 def test_kill_9_in_mid_epoch(tmp_path: Path, hard_run: Path) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "reskit.cli", "train", "digits-resnet8", "--out", str(out)]
+    command = [sys.executable, "-m", "reskit", "train", "digits-resnet8", "--out", str(out)]
     # Two threads here and in the fixture, or the sums would be in another order.
     command += [word for override in HARD for word in ("--set", override)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -264,7 +264,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pyte
 
 def test_two_processes_train_one_network(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "reskit.cli"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "reskit"]
     command += ["train", "digits-resnet8", "--out", str(out), "--json", "--set", "training.epochs=4"]
     command += [word for override in FIXED for word in ("--set", override)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -20,7 +20,7 @@ from reskit.training.callbacks import Reporter
 from reskit.training.transfer import Transfer, settle_weights
 
 FIXED = (
-    "runtime={precision: fp32, layout: nchw}",
+    "runtime={precision: fp32, layout: channels_last}",
     "training={epochs: 1, label_smoothing: 0, schedule: {warmup_epochs: 0}}",
     "augment={random_resized_crop: null, flip: 0}",  # of digits neither leaves what they are
 )

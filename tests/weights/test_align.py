@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -91,7 +92,8 @@ def folded(w: Writer, conv: nn.Conv2d, norm: nn.BatchNorm2d, x: str) -> str:
 
 def with_scale(w: Writer, conv: nn.Conv2d, norm: nn.BatchNorm2d, x: str) -> str:
     """As Caffe itself has it: a norm without parameters and a scale, and another epsilon."""
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     state = {
         "weight": torch.ones(norm.num_features),
         "running_mean": norm.running_mean,
@@ -110,7 +112,8 @@ def settled(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(3)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None and module.running_var is not None
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.normal_(0, 0.2, generator=generator)
             module.running_var.uniform_(0.5, 2, generator=generator)
             nn.init.uniform_(module.weight, 0.2, 0.6, generator=generator)
@@ -198,7 +201,9 @@ def test_difference_is_found(resnet18: torchvision.models.ResNet) -> None:
 
 
 def test_layers_that_do_not_pair(resnet18: torchvision.models.ResNet) -> None:
-    with pytest.raises(WeightsError, match=r"'x\d+' \(conv \[.*there is 'layer\d.*' \(conv \[.*here"):
+    with pytest.raises(
+        WeightsError, match=r"'x68' \(linear \[6, 512\]\) there is 'fc' \(linear \[6, 256\]\)"
+    ):
         align(write(resnet18), create_model("resnet18", num_classes=6, width=32))
     with pytest.raises(WeightsError, match="differ in"):
         align(write(resnet18), create_model("resnet34", num_classes=6))
@@ -262,8 +267,16 @@ def test_recognised(name: str, options: dict[str, Any]) -> None:
         torch.testing.assert_close(value, own[key])
 
 
-def test_not_recognised(resnet18: torchvision.models.ResNet) -> None:
-    assert recognise(write(resnet18, padding=[0, 1, 0, 1])) is None
+def test_not_recognised() -> None:
+    """The same shapes and connections, but padded as TensorFlow does."""
+    torch.manual_seed(5)
+    traced = trace(settled(create_model("cifar_resnet8")), (3, 32, 32))
+    nodes = [
+        replace(node, attributes={**node.attributes, "padding": "same"}) if node.op == "conv" else node
+        for node in traced.nodes
+    ]
+    assert recognise(traced) is not None
+    assert recognise(Graph(nodes=nodes, input_shape=(3, 32, 32), weights=traced.weights)) is None
     relu = [Node(name="r", op="relu", inputs=(INPUT,))]
     assert recognise(Graph(nodes=relu, input_shape=(3, 8, 8), weights={})) is None
 

@@ -13,98 +13,18 @@ from torch.func import functional_call
 
 from reskit.errors import ModelError, WeightsError
 from reskit.models.base import Backbone
+from reskit.models.graph_layers import Builder, add_layers, layer_name, run_layers
 from reskit.models.registry import MODELS, ModelEntry, create_model
-from reskit.nn import Residual
 from reskit.weights import load_into
 from reskit.weights.checkpoint import Checkpoint
 from reskit.weights.graph import INPUT, OPERATORS, Graph, Node
-from reskit.weights.operators import JOINS, build, find_size, has_bias, run_nodes
-from reskit.weights.structure import Chain, Fork, Item, Step, Tangle, decompose
+from reskit.weights.operators import find_size, has_bias
+from reskit.weights.structure import Chain, Item, Step, decompose
 
-__all__ = ["Branches", "GraphNetwork", "GraphResidual", "Tangled"]
+__all__ = ["GraphNetwork"]
 
-_ACTIVATIONS = ("relu", "relu6", "prelu")  # what may follow a sum as part of its block
 _FLATTENING = ("flatten", "global_avg_pool", "global_max_pool", "linear")
 _USUAL_SIZE = 224  # px, to find out shapes where any size will do
-# What modules call their own, here or in PyTorch; a layer cannot have these names.
-_UNUSABLE = frozenset({*dir(Backbone), *Backbone.__annotations__, *dir(Residual), *vars(nn.Module())}) | {
-    *("activation", "plain", "pool", "body", "skip", "op", "branches", "source", "nodes", "names"),
-    *("segment_names", "neck", "output", "gives_map", "paths"),
-}
-
-Layers = Sequence[tuple[str, nn.Module]]
-
-
-class GraphResidual(Residual):
-    """Two branches that are added: `F`, which has the more weights, and the shortcut.
-
-    Args:
-        body: layers of `F` and their names, which are those of parameters.
-        skip: layers of the shortcut; none for the identity.
-        activation: applied after the sum; None for none.
-    """
-
-    def __init__(self, body: Layers, skip: Layers, activation: nn.Module | None) -> None:
-        super().__init__(activation)
-        self.body, self.skip = _add_all(self, body), _add_all(self, skip)
-
-    def residual(self, x: Tensor) -> Tensor:
-        """Return `F(x)`."""
-        return _run(self, self.body, x)
-
-    def shortcut(self, x: Tensor) -> Tensor:
-        """Return the other branch."""
-        return _run(self, self.skip, x)
-
-
-class Branches(nn.Module):
-    """Branches from one input that are multiplied, put side by side, or more than two of them added.
-
-    Args:
-        op: ``"add"``, ``"multiply"`` or ``"concat"``.
-        branches: layers of each and their names; none for the input itself.
-    """
-
-    def __init__(self, op: str, branches: Sequence[Layers]) -> None:
-        super().__init__()
-        self.op = op
-        self.branches = [_add_all(self, layers) for layers in branches]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the joined answers of all branches."""
-        return JOINS[self.op]([_run(self, names, x) for names in self.branches])
-
-
-class Tangled(nn.Module):
-    """Layers that are no branches side by side: they run in the order they were written.
-
-    Args:
-        source: name of what goes in.
-        nodes: what to compute; the last is the answer.
-        layers: layers of those nodes that are no joins, and their names.
-    """
-
-    def __init__(self, source: str, nodes: Sequence[Node], layers: Layers) -> None:
-        super().__init__()
-        self.source, self.nodes = source, nodes
-        names = _add_all(self, layers)
-        self.names = dict(zip((node.name for node in nodes if node.op not in JOINS), names, strict=True))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return what the last node gives."""
-        return run_nodes(self.nodes, {self.source: x}, lambda node: self.get_submodule(self.names[node.name]))
-
-
-def _add_all(module: nn.Module, layers: Layers) -> list[str]:
-    for name, layer in layers:
-        module.add_module(name, layer)
-    return [name for name, _ in layers]
-
-
-def _run(module: nn.Module, names: Sequence[str], x: Tensor) -> Tensor:
-    for name in names:
-        x = module.get_submodule(name)(x)
-    return x
 
 
 class GraphNetwork(Backbone):
@@ -144,7 +64,7 @@ class GraphNetwork(Backbone):
         super().__init__(num_classes=num_classes or 0, in_channels=in_channels, features_only=features_only)
         try:
             parsed, biased = _parse(nodes, input_shape)
-            builder = _Builder(_for_channels(parsed, input_shape[0], in_channels), biased)
+            builder = Builder(_for_channels(parsed, input_shape[0], in_channels), biased)
             size = (s or _USUAL_SIZE for s in input_shape[1:])
             x = torch.zeros(2, in_channels, *size, device="meta")
             body, head = _split_head(decompose(builder.nodes))
@@ -190,14 +110,14 @@ class GraphNetwork(Backbone):
             self.channels[-1], self.strides[-1] = shapes[i + 1][1], stride
         if not self.segment_names:
             raise ModelError("the network has no feature maps: it does not begin with a convolution")
-        self.neck = [*waiting, *_add_all(self, [(name, layer) for name, _, layer in layers[last:]])]
+        self.neck = [*waiting, *add_layers(self, [(name, layer) for name, _, layer in layers[last:]])]
         self.output = shapes[-1]
 
     def _finish_with(self, head: Node | None, bias: bool, num_classes: int | None) -> None:
         """Put the head on."""
         self.gives_map = len(self.output) == 4 and max(self.output[2:]) > 1
         self.num_features = math.prod(self.output[1:2] if self.gives_map else self.output[1:])
-        name = _key("classifier" if head is None else head.name)
+        name = layer_name("classifier" if head is None else head.name)
         own_classes = 0 if head is None else int(head.attributes["out_features"])
         classes = own_classes if num_classes is None else num_classes
         if self.features_only:
@@ -281,12 +201,7 @@ class GraphNetwork(Backbone):
         for segment in self.segments():
             for layer in segment:
                 x = layer(x)
-        return x if self.features_only else _run(self, self.neck, x)
-
-
-def _key(name: str) -> str:
-    """Return the name of a node as that of a layer: what modules call their own gets an underscore."""
-    return f"{name}_" if name in _UNUSABLE else name
+        return x if self.features_only else run_layers(self, self.neck, x)
 
 
 def _remove_all(module: nn.Module, names: Sequence[str]) -> None:
@@ -393,59 +308,6 @@ def _shapes(layers: Sequence[tuple[str, Item, nn.Module]], x: Tensor) -> list[to
             ) from error
         shapes.append(x.shape)
     return shapes
-
-
-class _Builder:
-    """Makes layers of items, and remembers which layer is which node.
-
-    Args:
-        nodes: all nodes.
-        biased: names of those with a bias.
-    """
-
-    def __init__(self, nodes: Sequence[Node], biased: set[str]) -> None:
-        self.nodes, self.biased = nodes, biased
-        self.built: dict[str, nn.Module] = {}
-
-    def layers(self, chain: Chain) -> list[tuple[str, Item, nn.Module]]:
-        """Return the name, the item and the layer of each step; an activation after a sum is in its block."""
-        made: list[tuple[str, Item, nn.Module]] = []
-        for item in chain:
-            before = made[-1][2] if made else None
-            if (
-                isinstance(item, Step)
-                and item.node.op in _ACTIVATIONS
-                and isinstance(before, GraphResidual)
-                and isinstance(before.activation, nn.Identity)
-            ):
-                before.activation = self._layer(item.node)
-                continue
-            made.append((_key(item.node.name), item, self._module(item)))
-        return made
-
-    def _layer(self, node: Node) -> nn.Module:
-        self.built[node.name] = build(node, bias=node.name in self.biased)
-        return self.built[node.name]
-
-    def _named(self, chain: Chain) -> Layers:
-        return [(name, layer) for name, _, layer in self.layers(chain)]
-
-    def _module(self, item: Item) -> nn.Module:
-        if isinstance(item, Step):
-            return self._layer(item.node)
-        if isinstance(item, Tangle):
-            steps = [node for node in item.nodes if node.op not in JOINS]
-            return Tangled(item.source, item.nodes, [(_key(n.name), self._layer(n)) for n in steps])
-        return self._fork(item)
-
-    def _fork(self, fork: Fork) -> nn.Module:
-        branches = [self._named(branch) for branch in fork.branches]
-        sizes = [sum(p.numel() for _, layer in layers for p in layer.parameters()) for layers in branches]
-        if fork.node.op == "add" and len(branches) == 2 and max(sizes) > 0:
-            if sizes[0] < sizes[1]:
-                branches.reverse()
-            return GraphResidual(branches[0], branches[1], None)
-        return Branches(fork.node.op, branches)
 
 
 MODELS.add(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,10 +53,15 @@ def recognise(graph: Graph) -> tuple[dict[str, Any], dict[str, Tensor], dict[str
     classes, features = graph.weights[f"{head.name}.weight"].shape[:2]
     # each kernel with a norm
     numbers = sum(math.prod(shape) + 2 * shape[0] for shape in shapes) - classes * features
+    alike: set[str] = set()  # as published; a stride on another layer changes no shape
     for entry, options in _candidates(numbers, features):
+        if "stride_first" in options and entry.name not in alike:
+            continue
         model = _on_meta(entry.name, num_classes=classes, in_channels=graph.input_shape[0], **options)
         if model is None or kernel_shapes(trace(model, graph.input_shape)) != shapes:
             continue
+        if not options:
+            alike.add(entry.name)
         try:
             state, renamed = align(graph, model)
         except WeightsError:
@@ -112,9 +118,15 @@ def _candidates(numbers: int, features: int) -> Iterator[tuple[ModelEntry, Mappi
     for options in _OPTIONS:
         for _, _, name in sorted(near):
             entry = MODELS.get(name)
-            known = options.keys() <= set(entry.options)
-            if not options or (known and options.items() - entry.arguments.items()):
+            if not options or _changes(entry, options):
                 yield entry, options
+
+
+def _changes(entry: ModelEntry, options: Mapping[str, Any]) -> bool:
+    """Tell whether a network has these options, and otherwise set."""
+    defaults = {name: p.default for name, p in inspect.signature(entry.build).parameters.items()}
+    own = {**defaults, **entry.arguments}
+    return options.keys() <= own.keys() and any(own[name] != value for name, value in options.items())
 
 
 def _on_meta(name: str, **options: Any) -> Backbone | None:

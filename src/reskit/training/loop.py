@@ -35,7 +35,7 @@ __all__ = ["Trainer", "training_loss"]
 
 def training_loss(task: Task, model: nn.Module, batch: Batch, runtime: Runtime) -> Tensor:
     """Return the loss of one batch, ready for `backward`: all that a step computes before the gradients."""
-    inputs = task.inputs(batch).contiguous(memory_format=runtime.memory_format)
+    inputs = runtime.arrange(task.inputs(batch))
     inputs, target = task.mix(inputs, task.target(batch))
     with runtime.autocast():
         outputs = model(inputs)

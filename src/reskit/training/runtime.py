@@ -50,6 +50,10 @@ class Runtime:
         kind = torch.device(self.device).type
         return torch.autocast(kind, dtype=_DTYPES[self.precision], enabled=self.precision != "fp32")
 
+    def arrange(self, inputs: Tensor) -> Tensor:
+        """Return `inputs` in the layout; what are no images have none."""
+        return inputs.contiguous(memory_format=self.memory_format) if inputs.ndim == 4 else inputs
+
     def place(self, model: nn.Module) -> nn.Module:
         """Move a model to the device and layout."""
         return model.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload,no-any-return]

@@ -145,6 +145,14 @@ def _in_names_of(
     state, renamed = _rename(checkpoint.state, getattr(model, "renames", ()))
     if checkpoint.graph is None or all(name in own for name in state):
         return state, renamed
+    if paths := getattr(model, "paths", None):  # made of such a graph: its layers are the graph's nodes
+        renamed = {
+            name: f"{paths[node]}.{weight}"
+            for name in checkpoint.state
+            for node, _, weight in [name.rpartition(".")]
+            if node in paths
+        }
+        return {renamed.get(name, name): tensor for name, tensor in checkpoint.state.items()}, renamed
     from reskit.weights.align import align
 
     answer = next((node.op for node in reversed(checkpoint.graph.nodes) if node.op != "flatten"), "")

@@ -1,8 +1,8 @@
 """Transfer against learning from scratch: the same network, pictures, epochs and augmentation, several seeds.
 
-Both train every layer for the same number of epochs, so a step costs the same; what the weights once cost is not
-counted. From scratch all layers learn at one rate, which is `--scratch-lr`; from weights the lower
-layers learn slower, as the recipe `finetune` says.
+Both train every layer for the same number of epochs, so a step costs the same; what the weights once cost is
+not counted. From scratch all layers learn at one rate, which is `--scratch-lr`; from weights the lower layers
+learn slower, as the recipe `finetune` says.
 
     python benchmarks/transfer.py --data PATH/hymenoptera --weights PATH/resnet20.th --size 96
 """

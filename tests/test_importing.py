@@ -65,6 +65,26 @@ def test_what_does_not_fit_is_refused(
     assert not (tmp_path / "b").exists()
 
 
+def test_a_named_network_takes_classes_and_channels_of_the_file(digits_run: Any, tmp_path: Path) -> None:
+    file = reskit.export_weights(digits_run.bundle, tmp_path / "w.safetensors", to="torch")
+    model = reskit.import_model(file, model="cifar_resnet8").model
+    assert (model.architecture["num_classes"], model.architecture["in_channels"]) == (10, 1)
+
+
+def test_a_mean_image_stays_and_is_turned_round_with_the_colours(weights: Path, tmp_path: Path) -> None:
+    image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(1))
+    state = load_file(weights)
+    stated = {"size": (32, 32), "mean": (0.5,) * 3, "std": (1.0,) * 3, "mean_image": image}
+    caffe = Checkpoint(format="caffe", source="c", state=state, preprocess=stated)
+    rgb, _ = reskit.import_bundle(caffe, tmp_path / "rgb")
+    again, _ = reskit.import_bundle(tmp_path / "rgb", tmp_path / "again")
+    bgr, _ = reskit.import_bundle(caffe, tmp_path / "bgr", bgr=True)
+    pixels = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    torch.testing.assert_close(rgb.task.normalize(pixels), pixels / 255 - image)
+    assert torch.equal(again.task.normalize(pixels), rgb.task.normalize(pixels))
+    torch.testing.assert_close(bgr.task.normalize(pixels), pixels / 255 - image.flip(0))
+
+
 def test_features_are_no_bundle(tmp_path: Path) -> None:
     features = Checkpoint(
         format="torch",

@@ -217,7 +217,7 @@ def compare(
     if json:
         _print_json(result.as_dict())
         return
-    typer.echo(f"{result.key}; target {result.target:.4f}, the least of their best")
+    typer.echo(f"{result.key}; target {result.target:.4f}, the best of the one that got least far")
     _print_rows(result.rows)
     if result.plot:
         _print_paths({"convergence": result.plot})

@@ -84,7 +84,9 @@ class PreprocessConfig(_Part):
     resize: Literal["squash", "crop"] | None = Field(
         None, description="scale both sides, or keep proportions and cut; suited to the data when absent"
     )
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Literal["bilinear", "bicubic"] | None = Field(
+        None, description="both are antialiased; the weights' own or bilinear when absent"
+    )
     crop_fraction: float | None = Field(None, gt=0, le=1, description="of crop; suited when absent")
     statistics: Literal["data", "imagenet", "none", "weights"] = Field(
         "data",

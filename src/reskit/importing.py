@@ -66,14 +66,8 @@ def import_model(
         'resnet18'
     """
     checkpoint = weights if isinstance(weights, Checkpoint) else read_checkpoint(*_several(weights))
-    arguments = (
-        {"name": model, **architecture}
-        if model
-        else {
-            **identify(checkpoint, size=size),
-            **architecture,
-        }
-    )
+    options = architecture if model else {}
+    arguments = {**identify(checkpoint, name=model, size=size, **options), **architecture}
     network = create_model(**arguments)
     report = load_into(network, checkpoint)
     return Imported(model=network.eval(), report=report, checkpoint=checkpoint)
@@ -116,7 +110,7 @@ def import_bundle(
             " features an image), and a bundle needs a task; take it by reskit.import_model, or train a head:"
             " reskit train finetune --weights ..."
         )
-    preprocess = _preprocess(imported, wanted, statistics)
+    preprocess = _preprocess(imported, wanted, statistics, bgr=bgr)
     if bgr:
         preprocess = _to_rgb(network, preprocess)
     names = list(labels or checkpoint.labels or (f"class {i}" for i in range(network.num_classes)))
@@ -146,7 +140,7 @@ def _several(weights: Weights) -> tuple[Any, ...]:
 
 
 def _preprocess(
-    imported: Imported, size: tuple[int, int] | None, statistics: Statistics | None
+    imported: Imported, size: tuple[int, int] | None, statistics: Statistics | None, *, bgr: bool
 ) -> ImagePreprocess:
     """Return the preprocessing the files state, completed by what the caller does.
 
@@ -155,7 +149,7 @@ def _preprocess(
     """
     network, checkpoint = imported.model, imported.checkpoint
     known = dict(checkpoint.preprocess)
-    mean_image: Tensor | None = known.pop("mean_image", None)
+    mean_image = known.pop("mean_image", None)
     name = network.architecture["name"]
     shape = checkpoint.graph.input_shape[1:] if checkpoint.graph else (None, None)
     published = MODELS.get(name).input_size[1:]
@@ -170,18 +164,20 @@ def _preprocess(
         mean, std = _STATISTICS[statistics or "imagenet"]
         known |= {"mean": (mean * channels)[:channels], "std": (std * channels)[:channels]}
     preprocess = ImagePreprocess(**known)
-    return preprocess if mean_image is None else preprocess.with_mean_image(mean_image)
+    if isinstance(mean_image, Tensor):
+        return preprocess.with_mean_image(mean_image.flip(0) if bgr else mean_image)
+    return preprocess.model_copy(update={"mean_image": mean_image})  # as a bundle has it
 
 
 def _to_rgb(network: Backbone, preprocess: ImagePreprocess) -> ImagePreprocess:
     """Turn a network for BGR into one for RGB, in place, and its preprocessing too.
 
     Raises:
-        ConfigError: it does not take three channels, or has a mean image, whose order the file should tell.
+        ConfigError: it does not take three channels.
     """
     first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
-    if preprocess.channels != 3 or first.weight.shape[1] != 3 or preprocess.mean_image is not None:
-        raise ConfigError("bgr is for networks of three channels with a mean for each channel")
+    if preprocess.channels != 3 or first.weight.shape[1] != 3:
+        raise ConfigError("bgr is for networks of three channels")
     with torch.no_grad():
         first.weight.copy_(first.weight.flip(1))
     return preprocess.with_statistics(preprocess.mean[::-1], preprocess.std[::-1])

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import reskit
 from reskit.config import TransferConfig
 from reskit.errors import ConfigError, WeightsError
+from reskit.files import sha256
 from reskit.models import MODELS, create_model
 from reskit.recipes import load_recipe
 from reskit.training.callbacks import Reporter
@@ -180,6 +181,9 @@ def test_only_what_is_trained_changes(tmp_path: Path, digits_run: Any) -> None:
     result = tune(tmp_path / "run", digits_run.bundle, "transfer.trained=1")
     before, after = parameters(digits_run.bundle), parameters(result.bundle)
     assert changed(before, after) == {"layer3", "linear"}
+    started = reskit.load(result.bundle).config.provenance["weights"]
+    assert started["format"] == "bundle"
+    assert started["sha256"]["model.safetensors"] == sha256(digits_run.bundle / "model.safetensors")
 
 
 def test_a_probe_trains_the_head_on_kept_features(tmp_path: Path, digits_run: Any) -> None:

@@ -16,11 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reskit.errors import MissingExtraError, WeightsError
-from reskit.weights import caffe, caffe_schema
+from reskit.weights import caffe
 from reskit.weights.building import GraphBuilder
-from reskit.weights.caffe_schema import message_class
+from reskit.weights.caffe.schema import message_class
 from reskit.weights.checkpoint import READERS
-from reskit.weights.graph import INPUT
 from reskit.weights.operators import evaluate
 
 pytest.importorskip("google.protobuf")
@@ -179,15 +178,34 @@ def test_normalisation_and_scale_become_one_node(tmp_path: Path) -> None:
 
 
 def test_folding_keeps_what_is_computed() -> None:
-    builder = GraphBuilder()
+    builder = GraphBuilder(limit=1000)
     first, second, third, fourth, scale, shift = torch.rand(6, 3) + 0.5
     weights = {"weight": first, "bias": second, "running_mean": third, "running_var": fourth}
-    value = builder.batch_norm("n", INPUT, weights, 1e-5)
-    graph = builder.finish(builder.scale("s", value, scale, shift), (None, None))
+    value = builder.per_channel("n", "batch_norm", builder.input, weights, eps=1e-5)
+    graph = builder.finish(builder.per_channel("s", "scale", value, {"weight": scale, "bias": shift}))
     assert len(graph.nodes) == 1
     x = torch.randn(2, 3, 4, 4)
     expected = F.batch_norm(x, third, fourth, first, second) * scale.view(3, 1, 1) + shift.view(3, 1, 1)
     torch.testing.assert_close(evaluate(graph, x), expected)
+
+
+def test_more_weights_than_the_file_holds_are_refused() -> None:
+    builder = GraphBuilder(limit=20)
+    value = builder.per_channel("a", "scale", builder.input, {"weight": torch.ones(3)})
+    with pytest.raises(WeightsError, match="far more weights than the file"):
+        builder.per_channel("b", "scale", value, {"weight": torch.ones(3)})
+
+
+def test_sizes_are_followed_where_they_are_known() -> None:
+    builder = GraphBuilder(limit=10**6)
+    builder.set_input(None, 7, None)
+    window = {"kernel": [3, 3], "stride": [2, 2], "padding": [0, 0, 0, 0]}
+    value = builder.pool("p", builder.input, "max_pool", **window, ceil_mode=True)
+    value = builder.conv("c", value, torch.ones(4, 3, 3, 1))
+    assert value.shape == (4, (1, None))
+    assert builder.input.channels == 3
+    with pytest.raises(WeightsError, match="'q' has a window larger than its map"):
+        builder.pool("q", value, "avg_pool", **window)
 
 
 def test_training_text_is_read_in_its_test_phase(tmp_path: Path) -> None:
@@ -205,17 +223,6 @@ def test_training_text_is_read_in_its_test_phase(tmp_path: Path) -> None:
     assert checkpoint.preprocess["size"] == (6, 6)
     assert checkpoint.preprocess["mean"] == pytest.approx((10 / 255, 20 / 255, 30 / 255))
     assert checkpoint.preprocess["std"] == pytest.approx((2 / 255,) * 3)
-
-
-def test_reversed_channels_take_rgb(tmp_path: Path) -> None:
-    files = write(tmp_path, TINY, binary(TINY, TINY_SHAPES))
-    rgb, bgr = caffe.read_caffe(files), caffe.read_caffe(files, channel_order="bgr")
-    assert rgb.graph is not None
-    assert bgr.graph is not None
-    images = torch.randn(2, 3, 6, 6)
-    torch.testing.assert_close(evaluate(bgr.graph, images), evaluate(rgb.graph, images.flip(1)))
-    assert not torch.allclose(evaluate(bgr.graph, images), evaluate(rgb.graph, images))
-    assert bgr.preprocess["mean"] == rgb.preprocess["mean"][::-1]
 
 
 @pytest.mark.parametrize("kind", ["binaryproto", "npy"])
@@ -319,7 +326,7 @@ def test_files_are_sorted_by_name(tmp_path: Path) -> None:
 
 def test_missing_protobuf_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = write(tmp_path, TINY, binary(TINY, TINY_SHAPES))
-    caffe_schema.message_class.cache_clear()
+    message_class.cache_clear()
     monkeypatch.setitem(sys.modules, "google.protobuf", None)
     with pytest.raises(MissingExtraError, match="formats"):
         caffe.read_caffe(files)

@@ -22,7 +22,7 @@ from reskit.errors import WeightsError
 from reskit.weights.checkpoint import READERS, Checkpoint
 from reskit.weights.graph import INPUT, OPERATORS, Graph, Node
 from reskit.weights.keras import read_keras
-from reskit.weights.keras_export import write_keras_h5
+from reskit.weights.keras.export import write_keras_h5
 from reskit.weights.operators import evaluate
 from reskit.weights.tracing import trace
 
@@ -247,7 +247,10 @@ def tiny(tmp_path: Path) -> Path:
         (lambda c: c["config"]["layers"][1].update(registered_name="Mine>Conv2D"), "custom"),
         (lambda c: c.update(class_name="MyModel"), "Functional and Sequential"),
         (lambda c: c["config"]["layers"][1]["config"].update(use_bias=True), "needs 2: kernel, bias"),
-        (lambda c: c["config"]["layers"][1]["config"].update(groups=2), "kernel"),
+        (
+            lambda c: c["config"]["layers"][1]["config"].update(groups=2),
+            "2 channels and its weights are for 4",
+        ),
         (lambda c: c["config"]["layers"][1]["config"].update(strides=0), "stride"),
         (lambda c: c["config"]["layers"][1]["config"].update(activation="os.system"), "cannot read"),
         (

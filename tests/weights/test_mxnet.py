@@ -245,6 +245,16 @@ def test_single_operations(tmp_path: Path, rows: list[Row], expected: Any) -> No
     torch.testing.assert_close(evaluate(checkpoint.graph, x), expected(x))
 
 
+def test_negative_factor_stays_in_the_network(tmp_path: Path) -> None:
+    checkpoint = mxnet.read_mxnet(write(tmp_path, None, edited("scaled", scalar="-50")))
+    assert checkpoint.graph is not None
+    assert "mean" not in checkpoint.preprocess
+    pixels = torch.rand(2, 3, 14, 14, generator=torch.Generator().manual_seed(0)) * 255
+    torch.testing.assert_close(
+        evaluate(checkpoint.graph, pixels), by_hand(200 - pixels), rtol=1e-4, atol=1e-4
+    )
+
+
 @pytest.mark.parametrize(
     ("net", "message"),
     [
@@ -263,7 +273,7 @@ def test_single_operations(tmp_path: Path, rows: list[Row], expected: Any) -> No
         (edited("b1", eps="nan"), "'b1' .* has eps"),
         (edited("mp", pooling_convention="same"), "'mp' .* pooling_convention"),
         (edited("scaled", scalar="0"), "'scaled' .* divides by zero"),
-        (edited("scaled", scalar="-5"), "the network multiplies pixels by"),
+        (edited("scaled", scalar="1e-307"), "the network multiplies pixels by"),
         (edited("fc", flatten="False"), "'fc' .* last axis"),
         (edited("fc", inputs=["drop", "fc_weight", "gone"]), "'fc' .* takes 'gone', which the .params lacks"),
         (edited("sum", inputs=["b2", "c1_bias"]), "'sum' .* takes the array 'c1_bias' for a map"),

@@ -233,7 +233,7 @@ def test_softmax_is_left_off(tmp_path: Path) -> None:
         ([], ("CONV_2D", [0, 0, 0], 1, "Conv2DOptions", {}), "no weights"),
         ([], ("CONV_2D", [0, 99], 1, "Conv2DOptions", {}), "not there"),
         ([], ("CONV_2D", [0], 1, "Conv2DOptions", {}), "too few"),
-        ([constant(random(4, 1, 1, 2))], ("CONV_2D", [0, 2], 1, "Conv2DOptions", WINDOW), "kernel"),
+        ([constant(random(4, 1, 1, 2))], ("CONV_2D", [0, 2], 1, "Conv2DOptions", WINDOW), "are for 2"),
         ([constant(random(4, 1, 1, 3))], ("CONV_2D", [0, 2], 1, "Conv2DOptions", {}), "stride"),
         ([constant(np.int32([2, 3]))], ("MEAN", [0, 2], 1, "ReducerOptions", {}), "axes"),
         ([], ("RELU", [1], 1, None, {}), "earlier"),

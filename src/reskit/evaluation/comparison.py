@@ -22,7 +22,7 @@ class Comparison:
 
     Attributes:
         key: the column compared, such as ``test_top1``.
-        target: the value whose epoch and second are given: what the worst of the things compared reached.
+        target: the value whose epoch and second are given: the best of the one that got least far.
         rows: one a thing compared: name, runs, final and best (means over its runs), spread (standard
             deviation of the final value), epochs, seconds, epochs_to_target, seconds_to_target.
         plot: the picture, where one was asked for.

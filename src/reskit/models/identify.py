@@ -7,13 +7,15 @@ from typing import Any
 
 from reskit.errors import WeightsError
 from reskit.models.graph import GraphNetwork
-from reskit.models.recognise import recognise, recognise_state
+from reskit.models.recognise import fitted_to, recognise, recognise_state
 from reskit.weights import Checkpoint
 
 __all__ = ["identify"]
 
 
-def identify(checkpoint: Checkpoint, *, size: tuple[int, int] | None = None) -> dict[str, Any]:
+def identify(
+    checkpoint: Checkpoint, *, name: str | None = None, size: tuple[int, int] | None = None, **options: Any
+) -> dict[str, Any]:
     """Return the arguments of `create_model` for the network that weights are of.
 
     A file that names one of our networks is believed; one that says how its layers connect is compared with
@@ -22,11 +24,15 @@ def identify(checkpoint: Checkpoint, *, size: tuple[int, int] | None = None) -> 
 
     Args:
         checkpoint: what was read.
+        name: the network, where that is known; its classes and channels are then those of the weights.
         size: ``(height, width)`` of its images, where the file leaves that open.
+        options: arguments of the named network.
 
     Raises:
         WeightsError: the weights are of no network we know, and do not say how they connect.
     """
+    if name is not None:
+        return fitted_to(checkpoint.state, name, **options)
     if checkpoint.architecture is not None:
         return dict(checkpoint.architecture)
     if checkpoint.graph is not None:

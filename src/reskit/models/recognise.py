@@ -20,7 +20,7 @@ from reskit.weights.operators import Uninitialised
 from reskit.weights.pairing import kernel_shapes
 from reskit.weights.tracing import trace
 
-__all__ = ["recognise", "recognise_state"]
+__all__ = ["fitted_to", "recognise", "recognise_state"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -98,6 +98,17 @@ def recognise_state(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
         if fitted is not None:
             return fitted
     return None
+
+
+def fitted_to(state: Mapping[str, Tensor], name: str, **options: Any) -> dict[str, Any]:
+    """Return the arguments of a named network with the classes and channels of a state dict.
+
+    Those it is published with, where the state dict does not fit it with others either.
+    """
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items() if tensor.dim() > 0}
+    model = _on_meta(name, **options)
+    fitted = None if model is None else _fit(model, _renamed(shapes, model))
+    return fitted or {"name": name, **options}
 
 
 def _candidates(numbers: int, features: int) -> Iterator[tuple[ModelEntry, Mapping[str, Any]]]:

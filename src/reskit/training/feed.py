@@ -142,7 +142,7 @@ class Feed:
 def _geometry(recipe: Recipe, info: DataInfo) -> ImagePreprocess:
     """Return how an image is scaled and cut, what the recipe leaves open suited to the data."""
     asked = recipe.preprocess
-    suited = ImagePreprocess.from_info(info, size=asked.size, interpolation=asked.interpolation)
+    suited = ImagePreprocess.from_info(info, size=asked.size, interpolation=asked.interpolation or "bilinear")
     said = {"resize": asked.resize, "crop_fraction": asked.crop_fraction}
     return suited.model_copy(update={name: value for name, value in said.items() if value is not None})
 

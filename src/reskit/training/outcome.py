@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ __all__ = ["TrainResult", "figures", "finish", "write_context"]
 
 SAMPLES = 64
 """Raw training images kept in the bundle, for self-tests and for calibrating quantisation."""
+_WEIGHTS = "weights.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +63,16 @@ class TrainResult:
 
 
 def write_context(
-    folder: Path, recipe: Recipe, info: DataInfo, runtime: Runtime, trials: list[Trial]
+    folder: Path,
+    recipe: Recipe,
+    info: DataInfo,
+    runtime: Runtime,
+    trials: list[Trial],
+    weights: dict[str, Any] | None,
 ) -> None:
-    """Write what the run is made of, before it begins."""
+    """Write what the run is made of, before it begins; `weights` says what it starts from."""
+    if weights is not None:
+        write_text(folder / _WEIGHTS, to_json(weights))
     settings = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_text(folder / "recipe.yaml", settings)
     write_text(folder / "environment.json", to_json({"machine": machine(), "versions": versions()}))
@@ -100,7 +109,11 @@ def finish(
         task=task,
         model=network,
         metrics={split: metrics},
-        provenance={**_provenance(recipe, feed.info), "epochs": progress.epoch, "training": training},
+        provenance={
+            **_provenance(recipe, feed.info, folder),
+            "epochs": progress.epoch,
+            "training": training,
+        },
         samples=torch.cat(list(feed.images(SAMPLES))),
     )
     curves = training_curves(
@@ -122,9 +135,12 @@ def finish(
     return result
 
 
-def _provenance(recipe: Recipe, info: DataInfo) -> dict[str, Any]:
-    """Return where a bundle comes from: its recipe and its data."""
+def _provenance(recipe: Recipe, info: DataInfo, folder: Path) -> dict[str, Any]:
+    """Return where a bundle comes from: its recipe, its data and the weights it started from."""
+    weights = folder / _WEIGHTS
+    started = {"weights": json.loads(weights.read_text(encoding="utf-8"))} if weights.exists() else {}
     return {
+        **started,
         "recipe": recipe.name,
         "source": recipe.source,
         "settings": recipe.model_dump(mode="json"),

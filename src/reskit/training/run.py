@@ -27,7 +27,7 @@ from reskit.training.settle import settle
 from reskit.training.state import Progress, latest_checkpoint, load_checkpoint
 from reskit.training.transfer import Transfer
 from reskit.training.trial import fastest_runtime
-from reskit.weights import load_into
+from reskit.weights import load_into, read_checkpoint
 
 __all__ = ["train"]
 
@@ -100,7 +100,7 @@ class _Run:
                 self.recipe, self.task, self.trained, self.loaders["train"], self.state, self.say
             )
             if self.state.is_main_process:
-                write_context(self.folder, self.recipe, self.feed.info, self.runtime, trials)
+                write_context(self.folder, self.recipe, self.feed.info, self.runtime, trials, self.weights)
         else:
             progress, tensors, context = load_checkpoint(checkpoint)
             if context["fingerprint"] != self.feed.info.fingerprint:
@@ -137,9 +137,18 @@ class _Run:
         """
         transfer, weights = self.recipe.transfer, self.recipe.model.weights
         probe = transfer.trained == "head"
+        self.weights: dict[str, Any] | None = None
         if weights and (probe or not learned):
-            for line in load_into(self.model, weights, adapt=True).lines():
+            checkpoint = read_checkpoint(*weights)
+            report = load_into(self.model, checkpoint, adapt=True)
+            for line in (*report.lines(), *checkpoint.notes):
                 self.say(line)
+            self.weights = {
+                "source": checkpoint.source,
+                "format": checkpoint.format,
+                **checkpoint.provenance,
+                "report": report.as_dict(),
+            }
         if transfer.on_device_blocks:
             make_lean(self.model, transfer.on_device_blocks)
         self.trained: nn.Module = self.model.head if probe else self.model

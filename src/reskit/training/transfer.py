@@ -116,13 +116,17 @@ def settle_weights(recipe: Recipe) -> Recipe:
 def _preprocess(recipe: Recipe, name: str, checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the fields of `preprocess` that the weights settle, where the recipe leaves them open."""
     asked, known = recipe.preprocess, checkpoint.preprocess
-    settled = {
-        key: known[key] for key in ("resize", "crop_fraction") if key in known and getattr(asked, key) is None
-    }
+    left = [key for key in ("resize", "crop_fraction", "interpolation") if getattr(asked, key) is None]
+    settled = {key: known[key] for key in left if key in known}
     if asked.size is None:
         settled["size"] = tuple(known.get("size") or MODELS.get(name).input_size[1:])
     if asked.statistics == "weights" and asked.mean is None:
         stated = "mean" in known and "std" in known
+        if not stated and checkpoint.graph is not None:  # of PyTorch's files ImageNet's are the custom
+            raise ConfigError(
+                f"{checkpoint.source} does not say how pixels are scaled: set preprocess.mean and"
+                " preprocess.std (of pixels in [0, 1]), or another preprocess.statistics"
+            )
         settled["mean"] = tuple(known["mean"] if stated else IMAGENET_MEAN)
         settled["std"] = tuple(known["std"] if stated else IMAGENET_STD)
     return settled

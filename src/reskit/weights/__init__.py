@@ -2,7 +2,7 @@
 
 from reskit.weights.checkpoint import READERS, Checkpoint, Reader
 from reskit.weights.graph import Graph
-from reskit.weights.keras_export import write_keras_h5
+from reskit.weights.keras import write_keras_h5
 from reskit.weights.loading import Weights, load_into, read_checkpoint
 from reskit.weights.report import KeyReport
 from reskit.weights.torch import load_state

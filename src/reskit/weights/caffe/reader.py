@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from reskit.errors import WeightsError
 from reskit.files import sha256
-from reskit.weights.building import blaming
-from reskit.weights.caffe_layers import WEIGHTED, Translator
-from reskit.weights.caffe_mean import mean_size, preprocessing, read_mean
-from reskit.weights.caffe_schema import parse_binary, parse_text
+from reskit.weights.building import GraphBuilder, blaming
+from reskit.weights.caffe.layers import WEIGHTED, Translator
+from reskit.weights.caffe.mean import mean_size, preprocessing, read_mean
+from reskit.weights.caffe.schema import parse_binary, parse_text
 from reskit.weights.checkpoint import READERS, Checkpoint, Reader
 from reskit.weights.report import some
 
@@ -22,6 +22,7 @@ __all__ = ["claims", "read_caffe"]
 
 FILES = "model.caffemodel [model.prototxt] [mean.binaryproto or mean.npy]"
 _TEST = 1  # the number of this phase
+_GROWTH = 8  # times the file's size that its weights may have: layers may share their arrays
 
 
 def claims(files: Sequence[str | Path]) -> bool:
@@ -30,7 +31,7 @@ def claims(files: Sequence[str | Path]) -> bool:
     return any(n.endswith((".caffemodel", ".prototxt")) and not n.startswith("hf:") for n in names)
 
 
-def read_caffe(files: Sequence[str | Path], *, channel_order: Literal["rgb", "bgr"] = "rgb") -> Checkpoint:
+def read_caffe(files: Sequence[str | Path]) -> Checkpoint:
     """Read a Caffe network.
 
     The layers are those of the text, in its test phase, where there is one; the ``.caffemodel`` repeats
@@ -39,8 +40,6 @@ def read_caffe(files: Sequence[str | Path], *, channel_order: Literal["rgb", "bg
     Args:
         files: one ``.caffemodel``; with it, in any order, its ``.prototxt`` and its mean, an image or one
             value per channel.
-        channel_order: of the network's input, which the files do not say. With ``"bgr"`` the weights and
-            the mean are turned round, and the result takes RGB.
 
     Raises:
         MissingExtraError: protobuf is not installed.
@@ -59,19 +58,20 @@ def read_caffe(files: Sequence[str | Path], *, channel_order: Literal["rgb", "bg
     mean_path = by_kind.get("mean")
     mean = None if mean_path is None else read_mean(mean_path)
     with blaming(text_path or model_path):
-        translator = Translator(network, blobs)
+        builder = GraphBuilder(_GROWTH * model_path.stat().st_size)
+        # Without an option of the data layer, the mean image says how large images are.
+        translator = Translator(network, blobs, builder, mean_size(mean))
         layers = network.layer if text_path is None else [x for x in network.layer if _in_test(x)]
         for layer in layers:
             translator.add(layer)
-        if channel_order == "bgr":
-            translator.builder.reverse_channels()
-        # Without an option of the data layer, the mean image says how large images are.
-        size = translator.size or mean_size(mean)
-        graph = translator.builder.finish(translator.answer(), size or (None, None))
-    notes = [*translator.builder.notes, _order_note(channel_order)]
+        graph = builder.finish(translator.answer())
+    notes = [
+        *builder.notes,
+        "The files do not say in which order the network takes colours: RGB was assumed.",
+    ]
     channels = graph.input_shape[0]
     with blaming(mean_path or text_path or model_path):
-        preprocess = preprocessing(translator.transform, mean, channels, size, channel_order, notes)
+        preprocess = preprocessing(translator.transform, mean, channels, translator.size, notes)
     return Checkpoint(
         format="caffe",
         source=" ".join(map(str, files)),
@@ -145,12 +145,6 @@ def _in_test(layer: Any) -> bool:
     if layer.include:
         return any(met(rule) for rule in layer.include)
     return not any(met(rule) for rule in layer.exclude)
-
-
-def _order_note(channel_order: str) -> str:
-    if channel_order == "bgr":
-        return "The network takes BGR: the channels of its first layer were reversed, so that it takes RGB."
-    return "The files do not say in which order the network takes colours: RGB was assumed."
 
 
 READERS.add("caffe", Reader(claims=claims, read=read_caffe, files=FILES))

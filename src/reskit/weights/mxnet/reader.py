@@ -6,7 +6,6 @@ Distributed Systems", 2015.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,14 +16,15 @@ from reskit.files import sha256
 from reskit.weights.building import GraphBuilder, blaming
 from reskit.weights.checkpoint import READERS, Checkpoint, Reader
 from reskit.weights.graph import Graph
-from reskit.weights.mxnet_arrays import read_arrays
-from reskit.weights.mxnet_layers import Translator
-from reskit.weights.mxnet_symbol import parse_symbol
+from reskit.weights.mxnet.arrays import read_arrays
+from reskit.weights.mxnet.layers import Translator
+from reskit.weights.mxnet.symbol import parse_symbol
 from reskit.weights.report import some
 
 __all__ = ["claims", "read_mxnet"]
 
 FILES = "model-0000.params [model-symbol.json]"
+_GROWTH = 8  # times the file's size that its weights may have: halves become floats, layers share arrays
 
 
 def claims(files: Sequence[str | Path]) -> bool:
@@ -56,15 +56,14 @@ def read_mxnet(files: Sequence[str | Path]) -> Checkpoint:
     if ".json" in by_kind:
         with blaming(by_kind[".json"]):
             symbol = parse_symbol(by_kind[".json"])
-            translator = Translator(symbol, state)
-            answer = translator.run()
-            preprocess = _preprocess(translator.builder)
-            graph = translator.builder.finish(answer, translator.size)
+            builder = GraphBuilder(_GROWTH * by_kind[".params"].stat().st_size)
+            translator = Translator(symbol, state, builder)
+            graph, preprocess = builder.finish_normalised(translator.run(), largest=255)
         version = symbol.version
         provenance |= {"mxnet_version": version} if version else {}
-        preprocess = {**preprocess, "channels": graph.input_shape[0]}
-        preprocess |= {} if None in translator.size else {"size": translator.size}
-        notes = _finished(translator, preprocess)
+        channels, *size = graph.input_shape
+        notes = _notes(translator, bool(preprocess))
+        preprocess |= {"channels": channels} | ({} if None in size else {"size": tuple(size)})
     return Checkpoint(
         format="mxnet",
         source=" ".join(map(str, files)),
@@ -76,14 +75,10 @@ def read_mxnet(files: Sequence[str | Path]) -> Checkpoint:
     )
 
 
-def _finished(translator: Translator, preprocess: dict[str, Any]) -> list[str]:
-    """Return the notes on a whole network, and repeat mean and deviation for each channel."""
+def _notes(translator: Translator, normalised: bool) -> list[str]:
+    """Return the notes on a whole network."""
     notes = list(translator.builder.notes)
-    if "mean" in preprocess:
-        for name in ("mean", "std"):
-            preprocess[name] = (preprocess[name],) * preprocess["channels"]
-        notes.append("The factor and shift the network applies to pixels first became mean and std.")
-    else:
+    if not normalised:
         notes.append("The files do not say how pixels are scaled: give mean and std.")
     left = translator.left_over()
     if left:
@@ -106,20 +101,6 @@ def _sort(files: Sequence[str | Path]) -> dict[str, Path]:
     if ".params" not in by_kind:
         raise WeightsError(f"{', '.join(map(str, files))} without weights: give {FILES}")
     return by_kind
-
-
-def _preprocess(builder: GraphBuilder) -> dict[str, Any]:
-    """Return mean and deviation, one number each, of pixels in [0, 1], if the network starts with them.
-
-    It computes ``scale * pixel + shift`` of pixels from 0 to 255, which is ``(pixel - mean) / std``.
-    """
-    affine = builder.take_leading_affine()
-    if affine is None:
-        return {}
-    scale, shift = affine
-    if not (math.isfinite(scale) and math.isfinite(shift) and scale > 0):
-        raise WeightsError(f"the network multiplies pixels by {scale} and adds {shift}: the file is damaged")
-    return {"mean": -shift / scale / 255, "std": 1 / scale / 255}
 
 
 READERS.add("mxnet", Reader(claims=claims, read=read_mxnet, files=FILES))

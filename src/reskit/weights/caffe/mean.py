@@ -12,8 +12,8 @@ from torch import Tensor
 
 from reskit.errors import WeightsError
 from reskit.weights.building import blaming
-from reskit.weights.caffe_layers import read_blob
-from reskit.weights.caffe_schema import parse_binary
+from reskit.weights.caffe.layers import read_blob
+from reskit.weights.caffe.schema import parse_binary
 
 __all__ = ["mean_size", "preprocessing", "read_mean"]
 
@@ -58,7 +58,6 @@ def preprocessing(
     mean: Tensor | None,
     channels: int,
     size: tuple[int, int] | None,
-    channel_order: str,
     notes: list[str],
 ) -> dict[str, Any]:
     """Return the fields of `ImagePreprocess` that the files tell.
@@ -87,7 +86,7 @@ def preprocessing(
         mean = torch.tensor(values * channels if len(values) == 1 else values)[:, None, None]
     if mean.shape[0] != channels:
         raise WeightsError(f"a mean of {mean.shape[0]} channels for a network of {channels}")
-    mean = (mean.flip(0) if channel_order == "bgr" else mean) / 255
+    mean = mean / 255
     found["mean"] = tuple(mean.mean((1, 2)).tolist())
     if mean_size(mean) is not None:
         found["mean_image"] = _centre(mean, size or (mean.shape[1], mean.shape[2]))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from reskit.errors import WeightsError, did_you_mean
-from reskit.weights.assembly import NO_PADDING, Assembly, Padding, Value
+from reskit.weights.building import NO_PADDING, GraphBuilder, Padding, Value
 
 __all__ = ["Layer", "convert"]
 
@@ -109,10 +109,10 @@ class Layer:
         return "same" if padding == "same" else NO_PADDING
 
 
-_Converter = Callable[[Layer, Sequence[Value], Assembly], Value]
+_Converter = Callable[[Layer, Sequence[Value], GraphBuilder], Value]
 
 
-def convert(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> Value:
+def convert(layer: Layer, inputs: Sequence[Value], graph: GraphBuilder) -> Value:
     """Add a layer to a graph.
 
     Raises:
@@ -136,7 +136,7 @@ def convert(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> Value:
     return converter(layer, inputs, graph)
 
 
-def _activate(layer: Layer, x: Value, graph: Assembly, name: str) -> Value:
+def _activate(layer: Layer, x: Value, graph: GraphBuilder, name: str) -> Value:
     """Add the activation in a layer's settings, if there is one."""
     activation = layer.config.get("activation") or "linear"
     if isinstance(activation, Mapping):
@@ -156,7 +156,7 @@ def _activate(layer: Layer, x: Value, graph: Assembly, name: str) -> Value:
     return graph.add(name, _ACTIVATIONS[activation], [x])
 
 
-def _then_activate(layer: Layer, x: Value, graph: Assembly) -> Value:
+def _then_activate(layer: Layer, x: Value, graph: GraphBuilder) -> Value:
     return _activate(layer, x, graph, f"{layer.name}_activation")
 
 
@@ -187,7 +187,7 @@ def _window(layer: Layer) -> dict[str, Any]:
     }
 
 
-def _conv(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> Value:
+def _conv(layer: Layer, inputs: Sequence[Value], graph: GraphBuilder) -> Value:
     weights = layer.weights(*_names(layer, "kernel"))
     kernel = _kernel(layer, weights["kernel"])
     groups = layer.whole("groups", 1)
@@ -195,7 +195,7 @@ def _conv(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> Value:
     return _then_activate(layer, x, graph)
 
 
-def _depthwise_conv(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> Value:
+def _depthwise_conv(layer: Layer, inputs: Sequence[Value], graph: GraphBuilder) -> Value:
     weights = layer.weights(*_names(layer, "kernel"))
     kernel = _depthwise_kernel(layer, weights["kernel"])
     groups = inputs[0].channels
@@ -203,7 +203,7 @@ def _depthwise_conv(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> V
     return _then_activate(layer, x, graph)
 
 
-def _separable_conv(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> Value:
+def _separable_conv(layer: Layer, inputs: Sequence[Value], graph: GraphBuilder) -> Value:
     weights = layer.weights(*_names(layer, "depthwise", "pointwise"))
     kernel = _depthwise_kernel(layer, weights["depthwise"])
     groups = inputs[0].channels
@@ -212,7 +212,7 @@ def _separable_conv(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> V
     return _then_activate(layer, x, graph)
 
 
-def _dense(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> Value:
+def _dense(layer: Layer, inputs: Sequence[Value], graph: GraphBuilder) -> Value:
     weights = layer.weights(*_names(layer, "kernel"))
     _channel_axis(layer, inputs[0], -1)
     if weights["kernel"].dim() != 2:
@@ -230,7 +230,7 @@ def _channel_axis(layer: Layer, x: Value, axis: Any) -> None:
         raise WeightsError(f"layer {layer.name!r} ({layer.kind}) works along axis {axis}, not the channels")
 
 
-def _batch_norm(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> Value:
+def _batch_norm(layer: Layer, inputs: Sequence[Value], graph: GraphBuilder) -> Value:
     x = inputs[0]
     _channel_axis(layer, x, layer.config.get("axis", -1))
     affine = {"scale": "weight", "center": "bias"}
@@ -240,11 +240,11 @@ def _batch_norm(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> Value
     return graph.per_channel(layer.name, "batch_norm", x, weights, eps=layer.number("epsilon", 1e-3))
 
 
-def _activation(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> Value:
+def _activation(layer: Layer, inputs: Sequence[Value], graph: GraphBuilder) -> Value:
     return _activate(layer, inputs[0], graph, layer.name)
 
 
-def _relu(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> Value:
+def _relu(layer: Layer, inputs: Sequence[Value], graph: GraphBuilder) -> Value:
     largest = layer.config.get("max_value")
     slope = layer.number("negative_slope", 0) if layer.config.get("negative_slope") else 0.0
     if layer.config.get("threshold") or largest not in (None, 6) or (largest and slope):
@@ -254,12 +254,12 @@ def _relu(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> Value:
     return graph.add(layer.name, "relu" if largest is None else "relu6", inputs)
 
 
-def _leaky_relu(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> Value:
+def _leaky_relu(layer: Layer, inputs: Sequence[Value], graph: GraphBuilder) -> Value:
     key = "negative_slope" if "negative_slope" in layer.config else "alpha"  # the second: Keras 2
     return graph.add(layer.name, "leaky_relu", inputs, {"slope": layer.number(key, 0.3)})
 
 
-def _prelu(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> Value:
+def _prelu(layer: Layer, inputs: Sequence[Value], graph: GraphBuilder) -> Value:
     slopes = layer.weights("alpha")["alpha"]
     if inputs[0].channels != slopes.numel():
         raise WeightsError(
@@ -269,17 +269,17 @@ def _prelu(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> Value:
     return graph.per_channel(layer.name, "prelu", inputs[0], {"weight": slopes.flatten()})
 
 
-def _elu(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> Value:
+def _elu(layer: Layer, inputs: Sequence[Value], graph: GraphBuilder) -> Value:
     return graph.add(layer.name, "elu", inputs, {"alpha": layer.number("alpha", 1.0)})
 
 
-def _softmax(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> Value:
+def _softmax(layer: Layer, inputs: Sequence[Value], graph: GraphBuilder) -> Value:
     _channel_axis(layer, inputs[0], layer.config.get("axis", -1))
     return graph.add(layer.name, "softmax", inputs)
 
 
 def _join(op: str) -> _Converter:
-    def add(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> Value:
+    def add(layer: Layer, inputs: Sequence[Value], graph: GraphBuilder) -> Value:
         if op == "concat":
             _channel_axis(layer, inputs[0], layer.config.get("axis", -1))
         return graph.combine(layer.name, op, inputs)
@@ -288,7 +288,7 @@ def _join(op: str) -> _Converter:
 
 
 def _pool(op: str) -> _Converter:
-    def add(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> Value:
+    def add(layer: Layer, inputs: Sequence[Value], graph: GraphBuilder) -> Value:
         kernel = layer.pair("pool_size", 2)
         stride = layer.pair("strides", list(kernel))
         return graph.pool(layer.name, inputs[0], op, kernel=kernel, stride=stride, padding=layer.padding)
@@ -297,9 +297,9 @@ def _pool(op: str) -> _Converter:
 
 
 def _global_pool(op: str) -> _Converter:
-    def add(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> Value:
+    def add(layer: Layer, inputs: Sequence[Value], graph: GraphBuilder) -> Value:
         x = graph.global_pool(layer.name, inputs[0], op)
-        return x if layer.config.get("keepdims") else graph.flatten(f"{layer.name}_flatten", x, "chw")
+        return x if layer.config.get("keepdims") else graph.flatten(f"{layer.name}_flatten", x)
 
     return add
 
@@ -308,7 +308,7 @@ def _order(layer: Layer) -> str:
     return "hwc" if layer.channels_last else "chw"
 
 
-def _flatten(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> Value:
+def _flatten(layer: Layer, inputs: Sequence[Value], graph: GraphBuilder) -> Value:
     """Flattening; told that channels are first, Keras moves them to the end before."""
     first = layer.config.get("data_format") == "channels_first"
     if first and layer.channels_last and inputs[0].size not in (None, (1, 1)):
@@ -316,7 +316,7 @@ def _flatten(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> Value:
     return graph.flatten(layer.name, inputs[0], "hwc" if first else _order(layer))
 
 
-def _reshape(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> Value:
+def _reshape(layer: Layer, inputs: Sequence[Value], graph: GraphBuilder) -> Value:
     """Flattening, or a vector as a map of one position; nothing else is met in residual networks."""
     target = layer.config.get("target_shape")
     x = inputs[0]
@@ -334,14 +334,14 @@ def _reshape(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> Value:
     return graph.as_map(layer.name, x)
 
 
-def _zero_padding(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> Value:
+def _zero_padding(layer: Layer, inputs: Sequence[Value], graph: GraphBuilder) -> Value:
     padding = layer.config.get("padding", 1)
     rows, columns = padding if isinstance(padding, list) and len(padding) == 2 else (padding, padding)
     sides = [n for side in (rows, columns) for n in (side if isinstance(side, list) else [side, side])]
     return graph.pad(layer.name, inputs[0], sides)
 
 
-def _rescaling(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> Value:
+def _rescaling(layer: Layer, inputs: Sequence[Value], graph: GraphBuilder) -> Value:
     factor, shift = (_numbers(layer, key, default) for key, default in (("scale", 1.0), ("offset", 0.0)))
     if factor.dim() == 0 and shift.dim() == 0:
         attributes = {"scale": float(factor), "shift": float(shift)}
@@ -350,7 +350,7 @@ def _rescaling(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> Value:
     return graph.per_channel(layer.name, "scale", inputs[0], weights)
 
 
-def _normalization(layer: Layer, inputs: Sequence[Value], graph: Assembly) -> Value:
+def _normalization(layer: Layer, inputs: Sequence[Value], graph: GraphBuilder) -> Value:
     x = inputs[0]
     _channel_axis(layer, x, layer.config.get("axis", -1))
     if layer.config.get("invert"):

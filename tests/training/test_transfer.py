@@ -246,3 +246,42 @@ def test_other_classes_and_channels(tmp_path: Path, digits_run: Any) -> None:
     bundle = reskit.load(result.bundle)
     assert (bundle.task.labels, bundle.model.architecture["in_channels"]) == (["dark", "light"], 3)
     assert result.metrics["top1"] > 0.7
+
+
+def test_on_device_only_the_top_changes_and_the_bundle_is_ordinary(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_file(create_model("mobilenet_v2", width_factor=0.25).state_dict(), tmp_path / "w.safetensors")
+    result = reskit.train(
+        "finetune-on-device",
+        weights=tmp_path / "w.safetensors",
+        out=tmp_path / "run",
+        overrides=[
+            *FIXED,
+            "model={name: mobilenet_v2, arguments: {width_factor: 0.25}}",
+            "preprocess={size: 32, statistics: data}",
+            "training.batch_size=128",
+        ],
+    )
+    before, after = load_file(tmp_path / "w.safetensors"), parameters(result.bundle)
+    assert list(before) == list(after)
+    blocks = {name.split(".")[1] for name in before if name.startswith("features.")}
+    same = {
+        name.split(".")[1]
+        for name in before
+        if name.startswith("features.")
+        and name != "features.0.0.weight"  # summed: digits are grey
+        and torch.equal(before[name], after[name])
+    }
+    tops = {str(index) for index in range(13, 19)}  # five inverted residuals and the layer after them
+    assert blocks - tops <= same
+    changed_convs = {
+        name.split(".")[1]
+        for name in before
+        if name.endswith("weight")
+        and before[name].ndim == 4
+        and name in after
+        and before[name].shape == after[name].shape
+        and not torch.equal(before[name], after[name])
+    }
+    assert changed_convs == tops
+    assert reskit.load(result.bundle).verify() < 1e-5

@@ -19,7 +19,9 @@ RESULTS = Path(__file__).parent / "results"
 
 def write_result(name: str, figures: dict[str, Any]) -> Path:
     """Write `results/<name>.json`: the figures, and where, when and how they were measured."""
-    command = ["python", str(Path(sys.argv[0]).name), *sys.argv[1:]]
+    # Where things lie on the machine that measured is nobody's business.
+    given = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv]
+    command = ["python", *given]
     path = RESULTS / f"{name}.json"
     context = {
         "benchmark": name,

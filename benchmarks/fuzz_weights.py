@@ -96,7 +96,7 @@ def fuzz(files: list[Path], folder: Path, seconds: float) -> dict[str, Any]:
         for place, patch in patches:
             content[place : place + len(patch)] = patch
         mutated.write_bytes(content[:length])
-        begin = time.perf_counter()
+        begin = time.process_time()
         try:
             read_checkpoint(mutated, *others)
         except WeightsError as error:
@@ -105,7 +105,7 @@ def fuzz(files: list[Path], folder: Path, seconds: float) -> dict[str, Any]:
             outcomes["refused"] += 1
         else:
             outcomes["read"] += 1
-        slowest = max(slowest, time.perf_counter() - begin)
+        slowest = max(slowest, time.process_time() - begin)
 
     deadline, rounds = time.monotonic() + seconds, 0
     while time.monotonic() < deadline:
@@ -122,7 +122,7 @@ def fuzz(files: list[Path], folder: Path, seconds: float) -> dict[str, Any]:
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
     return {
         **dict(outcomes),
-        "slowest_seconds": round(slowest, 3),
+        "slowest_cpu_seconds": round(slowest, 3),
         "file_mib": round(len(original) / 2**20, 2),
         "memory_growth_mib": round(grown / 1024, 1),
     }

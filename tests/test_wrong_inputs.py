@@ -259,7 +259,7 @@ def test_a_place_in_use_is_left_alone(
 def test_resuming_with_other_settings(refused: Callable[..., str], digits_run: Any) -> None:
     before = everything(digits_run.run)
     line = refused("train", "--resume", "--out", digits_run.run, "--set", "training.epochs=3")
-    assert "leave out --set and --data" in line
+    assert "leave out --set, --data and --weights" in line
     line = refused("train", "digits-resnet8", "--resume", "--out", digits_run.run)
     assert "recipe.yaml differs from what is asked in training, runtime" in line
     assert everything(digits_run.run) == before

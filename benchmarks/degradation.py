@@ -62,8 +62,6 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
             f"model.name={name}",
             f"training.epochs={options.epochs}",
             f"training.seed={options.seed}",
-            "training.label_smoothing=0",  # the loss drawn is the paper's
-            "training.optimizer.weight_decay=0.0005",
         ],
     )
     return {

@@ -47,7 +47,9 @@ def test_text_is_written_with_its_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [FULL, READ_ONLY])
-@pytest.mark.parametrize("place", ["os.fsync", "pathlib.Path.replace", "tempfile.mkstemp", "os.fdopen"])
+@pytest.mark.parametrize(
+    "place", ["os.fsync", "pathlib.Path.replace", "tempfile.mkstemp", "pathlib.Path.write_text"]
+)
 def test_old_text_stays_when_writing_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, error: OSError
 ) -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from reskit.bundle import Bundle
 from reskit.errors import OutputError, UnknownNameError
-from reskit.files import writing
+from reskit.files import atomic_file
 from reskit.weights import trace, write_keras_h5
 
 __all__ = ["WRITERS", "export_weights"]
@@ -46,11 +46,8 @@ def export_weights(bundle: Bundle | str | Path, path: str | Path, *, to: str) ->
 def _torch(bundle: Bundle, path: Path) -> None:
     """Write the state dict; of ImageNet families it has torchvision's names."""
     state = {name: value.contiguous() for name, value in bundle.model.state_dict().items()}
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        save_file(state, partial) if path.suffix == ".safetensors" else torch.save(state, partial)
-        partial.replace(path)
+    with atomic_file(path) as staging:
+        save_file(state, staging) if path.suffix == ".safetensors" else torch.save(state, staging)
 
 
 def _keras_h5(bundle: Bundle, path: Path) -> None:

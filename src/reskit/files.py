@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from reskit.errors import ConfigError, OutputError
 
-__all__ = ["atomic_folder", "read_lines", "sha256", "to_json", "write_text", "writing"]
+__all__ = ["atomic_file", "atomic_folder", "read_lines", "sha256", "to_json", "write_text", "writing"]
 
 
 @contextlib.contextmanager
@@ -44,18 +44,28 @@ def read_lines(path: Path) -> list[str]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that a crash leaves the old content or the new, never a part."""
+    with atomic_file(path) as staging:
+        staging.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield an empty file that takes the place of `path` when the block ends well.
+
+    A crash leaves the old content or the new, never a part.
+    """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        staging = Path(name)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
+            yield staging
+            _sync(staging)
+            staging.chmod(0o644)
+            staging.replace(path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            staging.unlink(missing_ok=True)
             raise
 
 

@@ -15,7 +15,7 @@ from reskit.data import IMAGENET_MEAN, IMAGENET_STD, ImagePreprocess
 from reskit.errors import ConfigError, WeightsError
 from reskit.models import MODELS, Backbone, create_model, identify
 from reskit.tasks import Classify
-from reskit.weights import Checkpoint, KeyReport, Weights, load_into, read_checkpoint
+from reskit.weights import Checkpoint, KeyReport, Weights, as_checkpoint, load_into
 
 __all__ = ["Imported", "Statistics", "import_bundle", "import_model"]
 
@@ -65,7 +65,7 @@ def import_model(
         >>> import_model("resnet18.pth").model.architecture["name"]
         'resnet18'
     """
-    checkpoint = weights if isinstance(weights, Checkpoint) else read_checkpoint(*_several(weights))
+    checkpoint = as_checkpoint(weights)
     options = architecture if model else {}
     arguments = {**identify(checkpoint, name=model, size=size, **options), **architecture}
     network = create_model(**arguments)
@@ -133,10 +133,6 @@ def import_bundle(
         samples=_noise(preprocess),
     )
     return bundle, imported
-
-
-def _several(weights: Weights) -> tuple[Any, ...]:
-    return tuple(weights) if isinstance(weights, Sequence) and not isinstance(weights, str) else (weights,)
 
 
 def _preprocess(

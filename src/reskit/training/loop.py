@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from reskit.config import TrainingConfig
 from reskit.errors import InterruptedRunError, TrainingError
 from reskit.evaluation import measure
-from reskit.files import writing
+from reskit.files import atomic_file
 from reskit.tasks import Batch, Task
 from reskit.training.callbacks import Callback
 from reskit.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
@@ -236,13 +236,10 @@ class Trainer:
     def _save_best(self) -> None:
         if self.accelerator.is_main_process:
             path = self.folder / "best.safetensors"
-            with writing(path):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                partial = path.with_suffix(".partial")
+            with atomic_file(path) as staging:
                 save_file(
-                    {name: value.contiguous() for name, value in self.network.state_dict().items()}, partial
+                    {name: value.contiguous() for name, value in self.network.state_dict().items()}, staging
                 )
-                partial.replace(path)
 
     def _modules(self) -> dict[str, nn.Module]:
         modules = {"model": self.accelerator.unwrap_model(self.model)}

@@ -3,7 +3,7 @@
 from reskit.weights.checkpoint import READERS, Checkpoint, Reader
 from reskit.weights.graph import Graph
 from reskit.weights.keras import write_keras_h5
-from reskit.weights.loading import Weights, load_into, read_checkpoint
+from reskit.weights.loading import Weights, as_checkpoint, load_into, read_checkpoint
 from reskit.weights.report import KeyReport
 from reskit.weights.torch import load_state
 from reskit.weights.tracing import trace
@@ -15,6 +15,7 @@ __all__ = [
     "KeyReport",
     "Reader",
     "Weights",
+    "as_checkpoint",
     "load_into",
     "load_state",
     "read_checkpoint",

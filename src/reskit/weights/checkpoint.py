@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
+from reskit.errors import WeightsError
 from reskit.registry import Registry
 from reskit.weights.graph import Graph
 
-__all__ = ["READERS", "Checkpoint", "Reader"]
+__all__ = ["READERS", "Checkpoint", "Reader", "files_by_kind"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,36 @@ class Reader:
     claims: Callable[[Sequence[str | Path]], bool]
     read: Callable[[Sequence[str | Path]], Checkpoint]
     files: str
+
+
+def files_by_kind(
+    files: Sequence[str | Path], kinds: Mapping[str, str], *, needed: str, whose: str, expected: str
+) -> dict[str, Path]:
+    """Return each of a network's files by what it is for.
+
+    Args:
+        files: as the user named them.
+        kinds: suffix to what a file of it is for.
+        needed: the kind that cannot be missing.
+        whose: the library, with its article, for errors.
+        expected: `Reader.files`, for errors.
+
+    Raises:
+        WeightsError: a file is of no kind, not there, or for the same as another; or weights are missing.
+    """
+    by_kind: dict[str, Path] = {}
+    for path in map(Path, files):
+        kind = kinds.get(path.suffix.lower())
+        if kind is None:
+            raise WeightsError(f"{path} is no part of {whose} network: give {expected}")
+        if kind in by_kind:
+            raise WeightsError(f"{by_kind[kind]} and {path} are for the same: give {expected}")
+        if not path.is_file():
+            raise WeightsError(f"there is no file at {path}")
+        by_kind[kind] = path
+    if needed not in by_kind:
+        raise WeightsError(f"{', '.join(map(str, files))} without weights: give {expected}")
+    return by_kind
 
 
 READERS: Registry[Reader] = Registry("weights format")

@@ -20,7 +20,7 @@ from reskit.weights.fitting import Adaptable, fit_state
 from reskit.weights.report import KeyReport, some
 from reskit.weights.torch import load_state
 
-__all__ = ["Source", "Weights", "load_into", "read_checkpoint"]
+__all__ = ["Source", "Weights", "as_checkpoint", "load_into", "read_checkpoint"]
 
 Source: TypeAlias = str | Path | Enum
 """A file, a bundle's folder, ``hf:...``, ``torchvision:...`` or a member of torchvision's enumerations."""
@@ -111,7 +111,7 @@ def load_into(
     Raises:
         WeightsError: the weights cannot be read, or, if strict, a name or a shape does not fit.
     """
-    checkpoint = weights if isinstance(weights, Checkpoint) else read_checkpoint(*_several(weights))
+    checkpoint = as_checkpoint(weights)
     own = model.state_dict()
     state, renamed = _in_names_of(model, own, checkpoint)
     fit = fit_state(state, own, Adaptable.of(model) if adapt else Adaptable())
@@ -134,8 +134,11 @@ def load_into(
     return report
 
 
-def _several(weights: Source | Sequence[Source]) -> Sequence[Source]:
-    return [weights] if isinstance(weights, str | Path | Enum) else weights
+def as_checkpoint(weights: Weights) -> Checkpoint:
+    """Return what :func:`read_checkpoint` reads of a source or several; a checkpoint as it is."""
+    if isinstance(weights, Checkpoint):
+        return weights
+    return read_checkpoint(*([weights] if isinstance(weights, str | Path | Enum) else weights))
 
 
 def _in_names_of(

@@ -15,12 +15,18 @@ from reskit.weights.building import GraphBuilder, blaming
 from reskit.weights.caffe.layers import WEIGHTED, Translator
 from reskit.weights.caffe.mean import mean_size, preprocessing, read_mean
 from reskit.weights.caffe.schema import parse_binary, parse_text
-from reskit.weights.checkpoint import READERS, Checkpoint, Reader
+from reskit.weights.checkpoint import READERS, Checkpoint, Reader, files_by_kind
 from reskit.weights.report import some
 
 __all__ = ["claims", "read_caffe"]
 
 FILES = "model.caffemodel [model.prototxt] [mean.binaryproto or mean.npy]"
+_KINDS = {
+    ".caffemodel": ".caffemodel",
+    ".prototxt": ".prototxt",
+    ".binaryproto": "mean",
+    ".npy": "mean",
+}
 _TEST = 1  # the number of this phase
 _GROWTH = 8  # times the file's size that its weights may have: layers may share their arrays
 
@@ -45,7 +51,7 @@ def read_caffe(files: Sequence[str | Path]) -> Checkpoint:
         MissingExtraError: protobuf is not installed.
         WeightsError: a file is missing, damaged, or holds what is not read; the files do not belong together.
     """
-    by_kind = _sort(files)
+    by_kind = files_by_kind(files, _KINDS, needed=".caffemodel", whose="a Caffe", expected=FILES)
     model_path, text_path = by_kind[".caffemodel"], by_kind.get(".prototxt")
     with blaming(model_path):
         model = _parsed(parse_binary, model_path)
@@ -81,24 +87,6 @@ def read_caffe(files: Sequence[str | Path]) -> Checkpoint:
         provenance={"files": {path.name: sha256(path) for path in by_kind.values()}, "network": network.name},
         notes=notes,
     )
-
-
-def _sort(files: Sequence[str | Path]) -> dict[str, Path]:
-    """Return each file by what it is for."""
-    by_kind: dict[str, Path] = {}
-    for path in map(Path, files):
-        suffix = path.suffix.lower()
-        kind = "mean" if suffix in (".binaryproto", ".npy") else suffix
-        if kind not in ("mean", ".caffemodel", ".prototxt"):
-            raise WeightsError(f"{path} is no part of a Caffe network: give {FILES}")
-        if kind in by_kind:
-            raise WeightsError(f"{by_kind[kind]} and {path} are for the same: give {FILES}")
-        if not path.is_file():
-            raise WeightsError(f"there is no file at {path}")
-        by_kind[kind] = path
-    if ".caffemodel" not in by_kind:
-        raise WeightsError(f"{', '.join(map(str, files))} without weights: give {FILES}")
-    return by_kind
 
 
 def _parsed(parse: Callable[[Path, str], Any], path: Path) -> Any:

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reskit.errors import WeightsError
 from reskit.files import sha256
 from reskit.weights.building import GraphBuilder, blaming
-from reskit.weights.checkpoint import READERS, Checkpoint, Reader
+from reskit.weights.checkpoint import READERS, Checkpoint, Reader, files_by_kind
 from reskit.weights.graph import Graph
 from reskit.weights.mxnet.arrays import read_arrays
 from reskit.weights.mxnet.layers import Translator
@@ -24,6 +23,7 @@ from reskit.weights.report import some
 __all__ = ["claims", "read_mxnet"]
 
 FILES = "model-0000.params [model-symbol.json]"
+_KINDS = {".params": ".params", ".json": ".json"}
 _GROWTH = 8  # times the file's size that its weights may have: halves become floats, layers share arrays
 
 
@@ -45,7 +45,7 @@ def read_mxnet(files: Sequence[str | Path]) -> Checkpoint:
     Raises:
         WeightsError: a file is missing, damaged, or holds what is not read; the files do not belong together.
     """
-    by_kind = _sort(files)
+    by_kind = files_by_kind(files, _KINDS, needed=".params", whose="an MXNet", expected=FILES)
     with blaming(by_kind[".params"]):
         arrays = read_arrays(by_kind[".params"].read_bytes())
         state = {re.sub("^(arg|aux):", "", name): tensor for name, tensor in arrays.items()}
@@ -84,23 +84,6 @@ def _notes(translator: Translator, normalised: bool) -> list[str]:
     if left:
         notes.append(f"Arrays that no layer takes were left out: {some(left)}.")
     return notes
-
-
-def _sort(files: Sequence[str | Path]) -> dict[str, Path]:
-    """Return each file by its suffix."""
-    by_kind: dict[str, Path] = {}
-    for path in map(Path, files):
-        suffix = path.suffix.lower()
-        if suffix not in (".params", ".json"):
-            raise WeightsError(f"{path} is no part of an MXNet network: give {FILES}")
-        if suffix in by_kind:
-            raise WeightsError(f"{by_kind[suffix]} and {path} are for the same: give {FILES}")
-        if not path.is_file():
-            raise WeightsError(f"there is no file at {path}")
-        by_kind[suffix] = path
-    if ".params" not in by_kind:
-        raise WeightsError(f"{', '.join(map(str, files))} without weights: give {FILES}")
-    return by_kind
 
 
 READERS.add("mxnet", Reader(claims=claims, read=read_mxnet, files=FILES))

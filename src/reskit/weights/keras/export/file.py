@@ -7,8 +7,6 @@ padding goes before; what cannot be said exactly in Keras's layers is refused.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from reskit.errors import MissingExtraError
-from reskit.files import writing
+from reskit.files import atomic_file
 from reskit.weights.graph import Graph
 from reskit.weights.keras.export.layers import LAYERS
 from reskit.weights.keras.export.model import Writer
@@ -47,20 +45,8 @@ def write_keras_h5(graph: Graph, path: Path, *, name: str) -> None:
         raise MissingExtraError("h5py", "formats") from None
     writer = Writer(graph, LAYERS)
     config, order = writer.config(name)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, staging = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        try:
-            with h5py.File(staging, "w") as file:
-                _fill(file, json.dumps(config), [(layer, writer.arrays.get(layer, {})) for layer in order])
-            with Path(staging).open("rb") as written:
-                os.fsync(written.fileno())
-            Path(staging).chmod(0o644)
-            Path(staging).replace(path)
-        except BaseException:
-            Path(staging).unlink(missing_ok=True)
-            raise
+    with atomic_file(path) as staging, h5py.File(staging, "w") as file:
+        _fill(file, json.dumps(config), [(layer, writer.arrays.get(layer, {})) for layer in order])
 
 
 def _fill(file: Any, config: str, layers: Sequence[tuple[str, Mapping[str, Tensor]]]) -> None:

@@ -157,7 +157,7 @@ def test_no_pickle_anywhere(written: Path) -> None:
 def test_a_trained_bundle_holds_what_it_is_made_of(digits_run: Any) -> None:
     bundle = reskit.load(digits_run.bundle)
     assert bundle.verify() < 1e-4
-    assert bundle.samples["samples"].shape == (64, 1, 8, 8)
+    assert bundle.samples["samples"].shape == (256, 1, 8, 8)
     assert bundle.config.metrics == {digits_run.split: pytest.approx(digits_run.metrics)}
     settings = reskit.load_recipe(bundle.config.provenance["settings"])
     assert settings == reskit.load_recipe(digits_run.run / "recipe.yaml")

@@ -66,7 +66,7 @@ def test_what_does_not_fit_is_refused(
 
 
 def test_a_named_network_takes_classes_and_channels_of_the_file(digits_run: Any, tmp_path: Path) -> None:
-    file = reskit.export_weights(digits_run.bundle, tmp_path / "w.safetensors", to="torch")
+    file = reskit.export(digits_run.bundle, tmp_path / "w.safetensors", to="torch").path
     model = reskit.import_model(file, model="cifar_resnet8").model
     assert (model.architecture["num_classes"], model.architecture["in_channels"]) == (10, 1)
 
@@ -108,19 +108,19 @@ def test_bgr_is_turned_round_once(weights: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_torch_weights_go_out_and_come_back(digits_run: Any, tmp_path: Path, suffix: str) -> None:
-    file = reskit.export_weights(digits_run.bundle, tmp_path / f"w{suffix}", to="torch")
+    file = reskit.export(digits_run.bundle, tmp_path / f"w{suffix}", to="torch").path
     state = load_file(file) if suffix == ".safetensors" else torch.load(file, weights_only=True)
     own = reskit.load(digits_run.bundle).model.state_dict()
     assert list(state)
     assert all(torch.equal(state[name], own[name]) for name in own)
     assert reskit.import_model(file).model.architecture["name"] == "cifar_resnet8"
     with pytest.raises(OutputError, match="is there already"):
-        reskit.export_weights(digits_run.bundle, file, to="torch")
+        reskit.export(digits_run.bundle, file, to="torch")
 
 
 def test_keras_weights_go_out_and_come_back(digits_run: Any, tmp_path: Path) -> None:
     pytest.importorskip("h5py")
-    file = reskit.export_weights(digits_run.bundle, tmp_path / "w.h5", to="keras-h5")
+    file = reskit.export(digits_run.bundle, tmp_path / "w.h5", to="keras-h5").path
     again = reskit.import_model(file).model
     bundle = reskit.load(digits_run.bundle)
     images = bundle.task.normalize(bundle.samples["samples"])
@@ -130,7 +130,7 @@ def test_keras_weights_go_out_and_come_back(digits_run: Any, tmp_path: Path) -> 
 
 def test_an_unknown_format_suggests(digits_run: Any, tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'keras-h5'"):
-        reskit.export_weights(digits_run.bundle, tmp_path / "w", to="keras")
+        reskit.export(digits_run.bundle, tmp_path / "w", to="keras")
 
 
 # The verbs.
@@ -148,7 +148,12 @@ def test_import_and_export_verbs(
     assert "matched" in ran.out
     assert str(tmp_path / "c") in ran.out
     ran = cli("export", digits_run.bundle, "--to", "torch", "--out", tmp_path / "out.pt", "--json")
-    assert json.loads(ran.out) == {"file": str(tmp_path / "out.pt"), "format": "torch"}
+    assert json.loads(ran.out) == {
+        "file": str(tmp_path / "out.pt"),
+        "format": "torch",
+        "precision": None,
+        "differences": {},
+    }
     ran = cli("import", tmp_path / "none.pth", "--to", tmp_path / "d")
     assert (ran.code, ran.out) == (1, "")
     assert ran.err.startswith("error: there is no weights file")

@@ -5,7 +5,9 @@ The public names below are imported on first use, so that ``import reskit`` stay
 - `create_model`, `list_models`: networks by name
 - `train`: a recipe and data to a bundle
 - `load`: a bundle; `evaluate` and `predict` with one
-- `import_model`, `import_bundle`, `export_weights`: published weights in, ours out
+- `import_model`, `import_bundle`, `export`: published weights in, files that run elsewhere out
+- `optimize`: the fastest way to run a bundle here, measured; `bench`: beside its peers
+- `lesion_study`, `prune`: what each residual block is worth, and a network without the cheapest
 - `compare`: runs side by side
 - `load_recipe`, `list_recipes`: recipes
 - `open_source`: data behind one door
@@ -19,14 +21,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from reskit.benchmarking import bench
     from reskit.bundle import Bundle, load
     from reskit.config import Recipe
     from reskit.data import open_source
     from reskit.errors import ReskitError
     from reskit.evaluation import compare, evaluate
-    from reskit.exporting import export_weights
+    from reskit.exporting import export
     from reskit.importing import import_bundle, import_model
+    from reskit.insight import lesion_study, prune
     from reskit.models import create_model, list_models
+    from reskit.optimization import optimize
     from reskit.prediction import predict
     from reskit.recipes import list_recipes, load_recipe
     from reskit.training import train
@@ -35,18 +40,22 @@ _HOMES = {
     "Bundle": "reskit.bundle",
     "Recipe": "reskit.config",
     "ReskitError": "reskit.errors",
+    "bench": "reskit.benchmarking",
     "compare": "reskit.evaluation",
     "create_model": "reskit.models",
     "evaluate": "reskit.evaluation",
-    "export_weights": "reskit.exporting",
+    "export": "reskit.exporting",
     "import_bundle": "reskit.importing",
     "import_model": "reskit.importing",
+    "lesion_study": "reskit.insight",
     "list_models": "reskit.models",
     "list_recipes": "reskit.recipes",
     "load": "reskit.bundle",
     "load_recipe": "reskit.recipes",
     "open_source": "reskit.data",
+    "optimize": "reskit.optimization",
     "predict": "reskit.prediction",
+    "prune": "reskit.insight",
     "train": "reskit.training",
 }
 
@@ -61,7 +70,11 @@ __all__ = [  # noqa: RUF022 - the order of use
     "load",
     "import_bundle",
     "import_model",
-    "export_weights",
+    "export",
+    "optimize",
+    "bench",
+    "lesion_study",
+    "prune",
     "evaluate",
     "predict",
     "Bundle",

@@ -33,6 +33,16 @@ Data = Annotated[
     typer.Option("--data", metavar="PATH", help="Image folder, Parquet, CSV, Arrow, WebDataset or Hub name."),
 ]
 
+Pictures = Annotated[
+    str | None,
+    typer.Option("--pictures", metavar="PATH", help="Pictures without labels, to calibrate int8 with."),
+]
+Engine = Annotated[
+    Literal["auto", "eager", "latency", "throughput", "memory", "size"],
+    typer.Option(help="What answers: auto is the choice of `reskit optimize` where it ran here."),
+]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+
 
 @app.command()
 def train(
@@ -80,6 +90,7 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples at once.")] = 256,
     skip_corrupt: Annotated[bool, typer.Option(help="Leave out images that cannot be read.")] = False,
+    engine: Engine = "eager",
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -93,6 +104,7 @@ def evaluate(
         out=out,
         batch_size=batch_size,
         on_corrupt="skip" if skip_corrupt else "refuse",
+        engine=engine,
     )
     if json:
         _print_json(result.as_dict())
@@ -112,6 +124,7 @@ def predict(
         typer.Option("--out", metavar="FILE", help="Write the table: .csv, .json, .jsonl or .parquet."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 32,
+    engine: Engine = "auto",
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -122,7 +135,7 @@ def predict(
     if out and out.suffix.lower() not in OUTPUT_FORMATS:  # said before the work, not after it
         raise ConfigError(f"cannot tell a format from {str(out)!r}: end it in {', '.join(OUTPUT_FORMATS)}")
     names = [name for given in inputs for name in (_lines_of_stdin() if given == "-" else [given])]
-    predictions = run(bundle, names, batch_size=batch_size)
+    predictions = run(bundle, names, batch_size=batch_size, engine=engine)
     if out:
         predictions.write(out)
     if json:
@@ -180,16 +193,202 @@ def import_(
 @app.command()
 def export(
     bundle: BundlePath,
-    to: Annotated[str, typer.Option("--to", help="torch (a state dict) or keras-h5 (a whole model).")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", help="onnx, openvino, litert or executorch: files that run; torch or keras-h5: weights."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to write.")],
+    precision: Annotated[Precision, typer.Option(help="What a file that runs computes in.")] = "fp32",
+    pictures: Pictures = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write a bundle's weights for another library."""
-    from reskit.exporting import export_weights
+    """Write a bundle as a file that runs elsewhere, or its weights for another library."""
+    from reskit.exporting import export as run
 
-    path = export_weights(bundle, out, to=to)
-    _print_json({"file": str(path), "format": to}) if json else _print_paths({to: path})
+    result = run(bundle, out, to=to, precision=precision, pictures=pictures)
+    if json:
+        _print_json(result.as_dict())
+        return
+    for batch, difference in result.differences.items():
+        typer.echo(f"batch {batch}: differs from float32 by {difference:.1e} of the largest output")
+    _print_paths({to: result.path})
+
+
+@app.command()
+def optimize(
+    bundle: BundlePath,
+    goal: Annotated[
+        Literal["latency", "throughput", "memory", "size"], typer.Option("--for", help="What to choose by.")
+    ] = "latency",
+    data: Data = None,
+    pictures: Pictures = None,
+    max_drop: Annotated[
+        float, typer.Option(min=0, help="Points of the main metric an engine may lose.")
+    ] = 0.5,
+    backends: Annotated[
+        list[str] | None, typer.Option("--backend", metavar="NAME", help="Try only this one; repeatable.")
+    ] = None,
+    precisions: Annotated[
+        list[str] | None,
+        typer.Option("--precision", help="Try only this one; repeatable."),
+    ] = None,
+    batches: Annotated[
+        list[int] | None, typer.Option("--batch", min=1, help="Time this batch size; repeatable.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Processors to use.")] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Measure though this machine's plan still holds.")
+    ] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Find the fastest way to run a bundle that answers as well as float32, and use it from then on."""
+    from reskit.optimization import BATCHES, Watch, choices_table, engines_table
+    from reskit.optimization import optimize as run
+
+    with Watch() as watch:
+        result = run(
+            bundle,
+            goal=goal,
+            data=data,
+            pictures=pictures,
+            max_drop=max_drop,
+            backends=backends,
+            precisions=precisions,
+            batches=batches or BATCHES,
+            threads=threads,
+            again=again,
+            say=watch.say,
+            step=watch.step,
+        )
+    if json:
+        _print_json(result.as_dict())
+        return
+    _console().print(engines_table(result.plan), choices_table(result.plan), sep="\n")
+    _print_paths({"plan": result.folder})
+
+
+@app.command()
+def bench(
+    target: Annotated[str, typer.Argument(help="A bundle's folder, or the name of a network.")],
+    batches: Annotated[
+        list[int] | None, typer.Option("--batch", min=1, help="Time this batch size; repeatable.")
+    ] = None,
+    peers: Annotated[
+        list[str] | None, typer.Option("--peer", metavar="NAME", help="Only this peer; repeatable.")
+    ] = None,
+    backends: Annotated[
+        list[str] | None, typer.Option("--backend", metavar="NAME", help="Only this backend; repeatable.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Side of the images, with a network's name.")
+    ] = None,
+    pictures: Pictures = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each contender.")] = 5,
+    threads: Annotated[int | None, typer.Option(min=1, help="Processors to use.")] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Time single layers too.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Write tables, figures and plots here.")
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Time a network beside its peers and against what this machine can do."""
+    from reskit.benchmarking import PEERS
+    from reskit.benchmarking import bench as run
+    from reskit.optimization import Watch
+
+    with Watch() as watch:
+        report = run(
+            target,
+            batches=batches or (1, 16),
+            peers=PEERS if peers is None else peers,
+            backends=backends,
+            size=size,
+            pictures=pictures,
+            rounds=rounds,
+            threads=threads,
+            layers=layers,
+            out=out,
+            say=watch.say,
+            step=watch.step,
+        )
+    _print_json(report.as_dict()) if json else _console().print(report)
+
+
+@app.command()
+def lesion(
+    bundle: BundlePath,
+    data: Data = None,
+    split: Annotated[
+        str | None, typer.Option(help="Which split; validation where there is one, else train.")
+    ] = None,
+    examples: Annotated[int, typer.Option(min=1, help="At most so many.")] = 1024,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Write figures and plot here.")
+    ] = None,
+    skip_corrupt: Annotated[bool, typer.Option(help="Leave out images that cannot be read.")] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what each residual block is worth: the loss without it, and the size of what it adds."""
+    from reskit.insight import lesion_study
+
+    on_corrupt: Literal["refuse", "skip"] = "skip" if skip_corrupt else "refuse"
+    study = lesion_study(bundle, data, split=split, examples=examples, out=out, on_corrupt=on_corrupt)
+    if json:
+        _print_json(study.as_dict())
+        return
+    _print_rows(study.rows)
+    _print_paths(study.files)
+
+
+@app.command()
+def prune(
+    bundle: BundlePath,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
+    data: Data = None,
+    share: Annotated[float, typer.Option(min=0, max=1, help="Part of the residual blocks that goes.")] = 0.25,
+    blocks: Annotated[
+        list[str] | None, typer.Option("--block", metavar="NAME", help="This one goes; repeatable.")
+    ] = None,
+    by: Annotated[Literal["lesion", "ratio"], typer.Option(help="What blocks are ranked by.")] = "lesion",
+    split: Annotated[str | None, typer.Option(help="Where the examples to choose by are from.")] = None,
+    examples: Annotated[int, typer.Option(min=1, help="At most so many to choose by.")] = 1024,
+    epochs: Annotated[int, typer.Option(min=0, help="Of learning on.")] = 3,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key of it; repeatable."),
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Leave out the residual blocks a network can best do without, and train the rest briefly."""
+    from reskit.insight import prune as run
+
+    result = run(
+        bundle,
+        out,
+        data=data,
+        share=share,
+        blocks=blocks or (),
+        by=by,
+        split=split,
+        examples=examples,
+        epochs=epochs,
+        overrides=overrides or (),
+    )
+    if json:
+        _print_json(result.as_dict())
+        return
+    _print_rows(result.rows)
+    for stage, metrics in result.metrics.items():
+        typer.echo(f"{stage:<8} {result.metric_name} {metrics[result.metric_name]:.4f}")
+    typer.echo(f"latency  {result.latency_ratio:.3f} of the whole network's")
+    _print_paths({"bundle": result.bundle, **result.files})
 
 
 @app.command()

@@ -219,3 +219,6 @@ class Recipe(_Part):
     transfer: TransferConfig = TransferConfig()
     training: TrainingConfig = TrainingConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    optimize: Literal["latency", "throughput", "memory", "size"] | None = Field(
+        None, description="find the fastest way to run the bundle, once it is trained"
+    )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -10,7 +13,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-__all__ = ["extras", "git_commit", "machine", "versions"]
+__all__ = ["extras", "fingerprint", "git_commit", "machine", "versions"]
 
 _CORE = (
     "torch",
@@ -21,6 +24,8 @@ _CORE = (
     "safetensors",
     "numpy",
 )
+
+_INSTRUCTIONS = re.compile(r"avx|amx|fma$|f16c$|asimd|sve|bf16|i8mm")
 
 
 def machine() -> dict[str, Any]:
@@ -36,6 +41,21 @@ def machine() -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
+
+
+@functools.cache
+def fingerprint() -> dict[str, Any]:
+    """Return what decides which way of running a network is fastest, and an `id` of it, without PyTorch.
+
+    Processor, cores that may be used, the vector and matrix instructions, and the system.
+    """
+    what = {
+        "processor": _processor(),
+        "cores": usable_cores(),
+        "instructions": _instructions(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    return {"id": hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12], **what}
 
 
 def versions() -> dict[str, str]:
@@ -88,6 +108,14 @@ def _processor() -> str:
     except OSError:
         found = None
     return found[1] if found else platform.processor() or platform.machine()
+
+
+def _instructions() -> list[str]:
+    try:
+        found = re.search(r"^(?:flags|Features)\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(), re.M)
+    except OSError:
+        found = None
+    return sorted(flag for flag in (found[1].split() if found else ()) if _INSTRUCTIONS.match(flag))
 
 
 def _memory_bytes() -> int:

@@ -10,9 +10,11 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "BackendError",
     "BundleError",
     "ConfigError",
     "DataError",
+    "InputError",
     "InterruptedRunError",
     "MissingExtraError",
     "ModelError",
@@ -47,6 +49,14 @@ class WeightsError(ReskitError):
 
 class BundleError(ReskitError):
     """A bundle is missing a file, was altered, or was written by something else."""
+
+
+class BackendError(ReskitError):
+    """A network cannot be written for a backend, or what was written cannot be run."""
+
+
+class InputError(ReskitError):
+    """Arrays given to a runner do not fit its signature."""
 
 
 class TrainingError(ReskitError):

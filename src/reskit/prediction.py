@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from reskit.backends.answers import Answers, answers
 from reskit.bundle import Bundle
 from reskit.errors import ConfigError, DataError
 from reskit.files import to_json, write_text, writing
@@ -163,7 +164,12 @@ class Predictions(Sequence[dict[str, Any]]):
 
 
 def predict(
-    bundle: Bundle | str | Path, inputs: Any, *, batch_size: int = 32, recursive: bool = True
+    bundle: Bundle | str | Path,
+    inputs: Any,
+    *,
+    batch_size: int = 32,
+    recursive: bool = True,
+    engine: str = "auto",
 ) -> Predictions:
     """Predict for images of any kind; one row an image, in order.
 
@@ -183,6 +189,9 @@ def predict(
         inputs: as above.
         batch_size: images in memory and through the network at once.
         recursive: whether a folder's sub-folders are searched too.
+        engine: ``auto`` is the choice of `reskit.optimize` where it ran on this machine, else ``eager``, the
+            float32 network in PyTorch; a goal (``latency``, ``throughput``, ``memory``, ``size``) its choice
+            for that.
 
     Returns:
         The rows. A missing or unreadable image, or one thing among others that holds none, has a row
@@ -190,30 +199,38 @@ def predict(
 
     Raises:
         DataError: there is no input at all: an empty folder, a glob without a match, an unusable array.
-        ConfigError: `batch_size` is not positive.
+        ConfigError: `batch_size` is not positive, or there is no such engine.
         BundleError: `bundle` is a folder that holds no good bundle.
+        BackendError: there is no plan for this machine, or its files are damaged.
     """
-    return Predictions(predict_rows(bundle, inputs, batch_size=batch_size, recursive=recursive))
+    return Predictions(
+        predict_rows(bundle, inputs, batch_size=batch_size, recursive=recursive, engine=engine)
+    )
 
 
 def predict_rows(
-    bundle: Bundle | str | Path, inputs: Any, *, batch_size: int = 32, recursive: bool = True
+    bundle: Bundle | str | Path,
+    inputs: Any,
+    *,
+    batch_size: int = 32,
+    recursive: bool = True,
+    engine: str = "auto",
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of `predict` as they come; only one batch is in memory at any time."""
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size!r}: give a whole number of at least 1")
     if not isinstance(bundle, Bundle):
         bundle = Bundle.load(bundle)
-    return _rows(bundle, find_images(inputs, bundle.task.preprocess.channels, recursive), batch_size)
+    entries = find_images(inputs, bundle.task.preprocess.channels, recursive)
+    return _rows(bundle, entries, answers(bundle, engine), batch_size)
 
 
-def _rows(bundle: Bundle, entries: Iterator[FoundImage], batch_size: int) -> Iterator[dict[str, Any]]:
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    bundle.model.to(device)
-    bundle.task.normalize.to(device)
+def _rows(
+    bundle: Bundle, entries: Iterator[FoundImage], answer: Answers, batch_size: int
+) -> Iterator[dict[str, Any]]:
     while batch := list(islice(entries, batch_size)):
         read = [_read(bundle, entry) for entry in batch]
-        records = iter(_decode(bundle, [image for image in read if isinstance(image, Tensor)], device))
+        records = iter(_decode(bundle, [image for image in read if isinstance(image, Tensor)], answer))
         for entry, image in zip(batch, read, strict=True):
             record = next(records) if isinstance(image, Tensor) else image
             name = _encodable(entry.name)
@@ -241,13 +258,11 @@ def _read(bundle: Bundle, entry: FoundImage) -> Tensor | str:
         return f"cannot read image {entry.name}: {type(error).__name__}: {error}"
 
 
-@torch.inference_mode()
-def _decode(bundle: Bundle, images: list[Tensor], device: torch.device) -> list[dict[str, Any] | str]:
+def _decode(bundle: Bundle, images: list[Tensor], answer: Answers) -> list[dict[str, Any] | str]:
     """Return the record of each image, or why there is none."""
     if not images:
         return []
-    batch = torch.stack(images).to(device)
-    outputs = bundle.model(bundle.task.inputs({"image": batch})).float().cpu()
+    outputs = answer(torch.stack(images))
     finite = outputs.flatten(1).isfinite().all(dim=1).tolist()
     return [
         record if good else "the network's output is not finite: its weights are damaged"

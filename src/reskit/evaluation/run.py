@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from reskit.backends.answers import answers
 from reskit.bundle import Bundle
 from reskit.data import OnCorrupt, Source, choose_mode, make_loader, open_source
 from reskit.errors import DataError, did_you_mean
 from reskit.evaluation.report import write_report
 from reskit.tasks import Batch, Task
 
-__all__ = ["Evaluation", "evaluate", "measure"]
+__all__ = ["Evaluation", "evaluate", "measure", "network_answers", "open_as_trained"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +58,9 @@ def evaluate(
     out: str | Path | None = None,
     batch_size: int = 256,
     on_corrupt: OnCorrupt = "refuse",
+    engine: str = "eager",
 ) -> Evaluation:
-    """Measure a bundle on labelled data, in float32.
+    """Measure a bundle on labelled data, in float32 unless another engine is named.
 
     Args:
         bundle: a loaded bundle or its folder.
@@ -68,13 +70,16 @@ def evaluate(
         out: a folder for the report, its plots and the table of examples; nothing is written when absent.
         batch_size: examples at once.
         on_corrupt: ``refuse`` or ``skip`` images that cannot be read.
+        engine: ``eager``, ``auto`` or a goal of `reskit.optimize`; see `reskit.predict`.
 
     Raises:
         DataError: the data cannot be read, has no such split, or has other classes than the bundle.
+        ConfigError, BackendError: there is no such engine here.
     """
     if not isinstance(bundle, Bundle):
         bundle = Bundle.load(bundle)
-    source = data if isinstance(data, Source) else _open_as_trained(bundle, data, on_corrupt)
+    answer = answers(bundle, engine)
+    source = data if isinstance(data, Source) else open_as_trained(bundle, data, on_corrupt)
     info, task = source.describe(), bundle.task
     split = split or info.held_out
     if split not in source.splits:
@@ -86,12 +91,13 @@ def evaluate(
         )
     mode, _ = choose_mode(info, task.preprocess)
     loader = make_loader(source[split], preprocess=task.preprocess, batch_size=batch_size, mode=mode)
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    metrics, examples = measure(bundle.model.to(device), loader, task, device=device)
+    metrics, examples = measure(lambda batch: answer(batch["image"]), loader, task)
     return summarise(task, split=split, metrics=metrics, examples=examples, source=source, out=out)
 
 
-def _open_as_trained(bundle: Bundle, data: str | Path | None, on_corrupt: OnCorrupt) -> Source:
+def open_as_trained(
+    bundle: Bundle, data: str | Path | None = None, on_corrupt: OnCorrupt = "refuse"
+) -> Source:
     """Open data with the settings of the bundle's own run."""
     settings = bundle.config.provenance.get("settings", {})
     trained = settings.get("data", {})
@@ -127,38 +133,43 @@ def summarise(
     return Evaluation(split=split, metrics=metrics, analysis=analysis, examples=examples, files=files)
 
 
+def network_answers(model: nn.Module, task: Task, device: torch.device) -> Callable[[Batch], Tensor]:
+    """Return what answers batches with a network, put into evaluation mode, where it is."""
+    model.eval()
+
+    def answer(batch: Batch) -> Tensor:
+        task.normalize.to(device)
+        outputs: Tensor = model(task.inputs({name: value.to(device) for name, value in batch.items()}))
+        return outputs
+
+    return answer
+
+
 @torch.no_grad()
 def measure(
-    model: nn.Module,
+    answer: Callable[[Batch], Tensor],
     loader: Iterable[Batch],
     task: Task,
     *,
-    device: torch.device | None = None,
     gather: Callable[[Any], Any] = lambda values: values,
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Run a model over a loader; return scalar metrics and one row an example.
+    """Score what is answered over a loader; return scalar metrics and one row an example.
 
     Args:
-        model: put into evaluation mode, and back as it was.
+        answer: gives the outputs of a batch.
         loader: batches.
         task: metrics and rows.
-        device: where batches go; None where the loader puts them there itself.
         gather: joins the values of all processes and drops what was fed twice to pad the last batch
             (`Accelerator.gather_for_metrics`); metrics are then counted on every process alike.
     """
     metrics, rows = task.metrics(), []
-    was_training = model.training
-    model.eval()
     for batch in loader:
-        if device is not None:
-            task.normalize.to(device)
-            batch = {name: value.to(device) for name, value in batch.items()}
-        outputs = model(task.inputs(batch)).float()
-        outputs, target, index = gather((outputs, task.target(batch), batch["index"]))
+        outputs = answer(batch).float()
+        target, index = (value.to(outputs.device) for value in (task.target(batch), batch["index"]))
+        outputs, target, index = gather((outputs, target, index))
         outputs, target, index = outputs.cpu(), target.cpu(), index.cpu()
         metrics.update(outputs, target)
         rows.append({"index": index, **task.examples(outputs, target)})
-    model.train(was_training)
     columns: dict[str, list[Tensor]] = {name: [row[name] for row in rows] for name in rows[0]}
     return (
         {name: float(value) for name, value in metrics.compute().items()},

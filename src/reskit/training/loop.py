@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from reskit.config import TrainingConfig
 from reskit.errors import InterruptedRunError, TrainingError
-from reskit.evaluation import measure
+from reskit.evaluation import measure, network_answers
 from reskit.files import atomic_file
 from reskit.tasks import Batch, Task
 from reskit.training.callbacks import Callback
@@ -164,11 +164,10 @@ class Trainer:
     def _end_epoch(self) -> None:
         now = self.progress
         with self.runtime.autocast():
+            network = self.network if self.average is not None else self.model
+            answer = network_answers(network, self.task, self.accelerator.device)
             metrics, _ = measure(
-                self.network if self.average is not None else self.model,
-                self.monitor_loader,
-                self.task,
-                gather=self.accelerator.gather_for_metrics,
+                answer, self.monitor_loader, self.task, gather=self.accelerator.gather_for_metrics
             )
         images = now.examples * self.accelerator.num_processes
         now.epoch, now.batch = now.epoch + 1, 0

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from reskit.bundle import Bundle
 from reskit.config import Recipe
 from reskit.data import DataInfo
 from reskit.environment import machine, versions
-from reskit.evaluation import measure, summarise
+from reskit.evaluation import measure, network_answers, summarise
 from reskit.files import to_json, write_text
 from reskit.plots import training_curves
 from reskit.tasks import Task
@@ -25,8 +26,9 @@ from reskit.training.state import Progress
 
 __all__ = ["TrainResult", "figures", "finish", "write_context"]
 
-SAMPLES = 64
-"""Raw training images kept in the bundle, for self-tests and for calibrating quantisation."""
+SAMPLES, SAMPLE_BYTES = (64, 256), 16 * 2**20
+"""Raw training images kept in the bundle, for self-tests and for calibrating int8: as many as fit into so
+many bytes, but not fewer than the first number and not more than the second."""
 _WEIGHTS = "weights.json"
 
 
@@ -95,7 +97,7 @@ def finish(
 ) -> TrainResult:
     """Measure the final network as a user of the bundle will, and write bundle, plots and figures."""
     split = feed.info.held_out
-    metrics, examples = measure(network, feed.loaders[split], task, device=device)
+    metrics, examples = measure(network_answers(network, task, device), feed.loaders[split], task)
     evaluation = summarise(
         task,
         split=split,
@@ -114,7 +116,7 @@ def finish(
             "epochs": progress.epoch,
             "training": training,
         },
-        samples=torch.cat(list(feed.images(SAMPLES))),
+        samples=_samples(feed),
     )
     curves = training_curves(
         progress.history,
@@ -133,6 +135,13 @@ def finish(
     )
     write_text(folder / "result.json", to_json(result.as_dict()))
     return result
+
+
+def _samples(feed: Feed) -> Tensor:
+    """Return the training images a bundle keeps, uint8 `(N, C, H, W)`."""
+    image_bytes = feed.preprocess.channels * math.prod(feed.preprocess.size)
+    least, most = SAMPLES
+    return torch.cat(list(feed.images(min(most, max(least, SAMPLE_BYTES // image_bytes)))))
 
 
 def _provenance(recipe: Recipe, info: DataInfo, folder: Path) -> dict[str, Any]:

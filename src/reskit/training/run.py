@@ -15,6 +15,7 @@ from torch import nn
 
 from reskit.config import Recipe
 from reskit.errors import DataError, InterruptedRunError
+from reskit.optimization import optimize
 from reskit.tasks import TASKS
 from reskit.training.callbacks import CsvLog, Reporter, Trackers
 from reskit.training.feed import Feed
@@ -178,7 +179,7 @@ class _Run:
             )
         if self.recipe.transfer.on_device_blocks:
             restore_lean(self.model)
-        return finish(
+        result = finish(
             self.recipe,
             self.folder,
             feed=self.feed,
@@ -188,6 +189,9 @@ class _Run:
             training=training,
             device=self.state.device,
         )
+        if self.recipe.optimize:
+            optimize(result.bundle, goal=self.recipe.optimize, data=self.feed.source, say=self.say)
+        return result
 
 
 def _accelerator(recipe: Recipe, runtime: Runtime, folder: Path, *, on_cpu: bool) -> Accelerator:

@@ -1,0 +1,173 @@
+"""Networks as `.tflite` files, run by the LiteRT interpreter: size, agreement with eager, accuracy.
+
+ResNet-18 and MobileNetV2 have no ImageNet weights here, so they are made to tell pictures apart: random
+weights, batch-norm statistics measured on the 100 ImageNet pictures, and a last layer solved by ridge
+regression so that each picture is a class of its own. Agreement with float32 is then a question with an
+answer, and a hard one: nothing was ever trained to leave a margin. Int8 is calibrated on other pictures,
+those of coco128.
+
+ResNet-20 and ResNet-56 have published CIFAR-10 weights. Int8 is calibrated on the first 256 of 4,000 training
+pictures, and measured on the others and on the whole test split, which is here as JPEG only.
+
+    python benchmarks/litert_models.py --data PATH
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import reskit
+from common import write_result
+from reskit.backends import BACKENDS, Runner
+from reskit.backends.servable import INPUT, OUTPUT, servable
+from reskit.backends.writing import largest_difference, write_checked
+from reskit.bundle import Bundle
+from reskit.data import ImagePreprocess, make_loader
+from reskit.tasks import TASKS
+
+BACKEND = BACKENDS.get("litert")
+PICTURED = ("resnet18", "mobilenet_v2")
+TRAINED = {"cifar_resnet20": "resnet20-12fca82f.th", "cifar_resnet56": "resnet56-4bfd9763.th"}
+CALIBRATION = 256
+RIDGE = 1e-3
+
+
+def main() -> None:
+    """Write, run, print and write the result."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="the folder of data sets and weights")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for row in found(options.data, Path(folder), options.threads):
+            rows.append(row)
+            print(
+                f"{row['name']:<22}{row['file_mb']:>8.2f} MB  differs {row['largest_difference']:.1e}"
+                f"  agrees {row['top1_agreement']:.4f} of {row['pictures']} {row['on']}"
+                + (f"  top-1 {row['top1']:.4f} ({row['points_lost']:+.2f} points)" if "top1" in row else ""),
+                flush=True,
+            )
+    write_result("litert-models", {"how": __doc__, "calibration": CALIBRATION, "rows": rows})
+
+
+def found(data: Path, folder: Path, threads: int) -> Iterator[dict[str, Any]]:
+    """Yield the figures of every network, precision and set of pictures."""
+    for name in PICTURED:
+        bundle, pixels = pictured(name, data, folder / name)
+        yield from compared(bundle, {"ImageNet pictures": (pixels, None)}, None, threads)
+    train, test = cifar(data / "cifar10-lossless-4k", "train", "test"), cifar(data / "cifar10-jpeg", "test")
+    samples = train[0][:CALIBRATION].numpy()
+    sets = {
+        "training pictures": (train[0][CALIBRATION:], train[1][CALIBRATION:]),
+        "test pictures (JPEG)": test,
+    }
+    for name, file in TRAINED.items():
+        weights = data / "weights" / "pytorch-cifar-resnet" / file
+        bundle, _ = reskit.import_bundle(weights, folder / name, model=name, size=32, statistics="imagenet")
+        yield from compared(bundle, sets, samples, threads)
+
+
+def pictured(name: str, data: Path, folder: Path) -> tuple[Bundle, Tensor]:
+    """Return a bundle of a network that tells the ImageNet pictures apart, and their pixels."""
+    preprocess = ImagePreprocess(size=(224, 224), resize="crop", crop_fraction=0.875)
+    files = sorted((data / "imagenet-sample-100").iterdir())
+    pixels = torch.stack([preprocess.read(path) for path in files])
+    other = [preprocess.read(path) for path in sorted((data / "coco128" / "images").rglob("*.jpg"))]
+    settings = {"preprocess": preprocess.model_dump(mode="json"), "labels": [path.stem for path in files]}
+    task = TASKS.get("classify").from_config(settings)
+    torch.manual_seed(0)
+    model = reskit.create_model(name, num_classes=len(files))
+    with torch.no_grad():
+        settle(model, task.inputs({"image": pixels}))
+    bundle = Bundle.write(
+        folder,
+        task=task,
+        model=model,
+        metrics={},
+        provenance={"made": "benchmarks/litert_models.py"},
+        samples=torch.stack(other),
+    )
+    return bundle, pixels
+
+
+def settle(model: Any, inputs: Tensor) -> None:
+    """Measure the batch-norm statistics on inputs, and solve the last layer so that each is its own class."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # the plain mean over what follows
+    model.train()
+    for chunk in inputs.split(25):
+        model(chunk)
+    model.eval()
+    vectors = torch.cat([model.pooled(chunk) for chunk in inputs.split(25)]).double()
+    spread = vectors - vectors.mean(0)
+    gram, one = spread @ spread.T, torch.eye(len(inputs), dtype=torch.float64)
+    target = one - 1 / len(inputs)
+    weight = 10 * (spread.T @ torch.linalg.solve(gram + RIDGE * gram.diagonal().mean() * one, target)).T
+    head = next(module for module in model.head.modules() if isinstance(module, torch.nn.Linear))
+    head.weight.copy_(weight)
+    head.bias.copy_(-(weight @ vectors.mean(0)))
+
+
+def cifar(folder: Path, *splits: str) -> tuple[Tensor, Tensor]:
+    """Return the images of some splits, uint8 `(N, 3, 32, 32)`, and their labels."""
+    source, preprocess = reskit.open_source(folder), ImagePreprocess(size=(32, 32))
+    loaders = [make_loader(source[split], preprocess=preprocess, batch_size=1000) for split in splits]
+    batches = [batch for loader in loaders for batch in loader]
+    return torch.cat([batch["image"] for batch in batches]), torch.cat([batch["label"] for batch in batches])
+
+
+def compared(
+    bundle: Bundle,
+    sets: dict[str, tuple[Tensor, Tensor | None]],
+    samples: np.ndarray | None,
+    threads: int,
+) -> Iterator[dict[str, Any]]:
+    """Yield size, agreement with eager and accuracy of a bundle in every precision on sets of pictures."""
+    name, model = bundle.model.architecture["name"], servable(bundle)
+    with torch.inference_mode():
+        eager = {
+            on: torch.cat([model(chunk) for chunk in pixels.split(100)]).numpy()
+            for on, (pixels, _) in sets.items()
+        }
+    for precision in BACKEND.tolerance:
+        path = bundle.path.parent / f"{name}-{precision}.tflite"
+        write_checked(bundle, BACKEND, precision, path, samples=samples, model=model)
+        with BACKEND.load(path, threads=threads) as runner:
+            for on, (pixels, labels) in sets.items():
+                outputs, expected = answers(runner, pixels), eager[on]
+                row = {
+                    "name": f"{name}/{precision}",
+                    "model": name,
+                    "precision": precision,
+                    "file_mb": path.stat().st_size / 1e6,
+                    "on": on,
+                    "pictures": len(pixels),
+                    "largest_difference": largest_difference(outputs, expected),
+                    "top1_agreement": float((outputs.argmax(1) == expected.argmax(1)).mean()),
+                }
+                if labels is not None:
+                    top1 = [float((y.argmax(1) == labels.numpy()).mean()) for y in (outputs, expected)]
+                    row |= {"top1": top1[0], "eager_top1": top1[1], "points_lost": 100 * (top1[1] - top1[0])}
+                yield row
+
+
+def answers(runner: Runner, pixels: Tensor) -> np.ndarray:
+    """Return what a runner gives, a hundred pictures at a time."""
+    return np.concatenate([runner.run({INPUT: chunk.numpy()})[OUTPUT] for chunk in pixels.split(100)])
+
+
+if __name__ == "__main__":
+    main()

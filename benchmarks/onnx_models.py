@@ -1,0 +1,120 @@
+"""Every registered network as ONNX: checked, then run by ONNX Runtime and OpenVINO beside eager.
+
+Weights are random, norms hold the statistics of a batch of noise, images have the size the network was
+published at, but 64 px at most: what is shown is that the graphs compute the same, at two batch sizes.
+
+python benchmarks/onnx_models.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import nn
+
+from common import write_result
+from reskit.backends import Metadata, Signature, TensorSpec
+from reskit.backends.onnx_graph import to_onnx
+from reskit.backends.openvino import core
+from reskit.backends.servable import INPUT, OUTPUT, Servable, folded
+from reskit.backends.writing import largest_difference
+from reskit.data import ImagePreprocess
+from reskit.models import MODELS, create_model, list_models
+
+BATCHES = (1, 3)
+LARGEST_SIDE = 64
+
+
+def main() -> None:
+    """Export, check and run the networks named, all by default."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", nargs="*", help="names; all when absent")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    rows = []
+    for name in arguments.models or list_models():
+        rows.append(row(name, arguments.threads))
+        print(rows[-1], flush=True)
+    worst = max(max(row[runtime]) for row in rows for runtime in ("onnxruntime", "openvino"))
+    write_result("onnx-models", {"batches": BATCHES, "largest_difference": worst, "rows": rows})
+
+
+def row(name: str, threads: int) -> dict[str, Any]:
+    """Return nodes, seconds and differences of one network."""
+    sides = [min(side, LARGEST_SIDE) for side in MODELS.get(name).input_size[1:]]
+    model, metadata = network(name, (sides[0], sides[1]))
+    start = time.perf_counter()
+    proto = to_onnx(model, metadata)
+    seconds = time.perf_counter() - start
+    onnx.checker.check_model(proto, full_check=True)
+    serialized = proto.SerializeToString()
+    runs = {"onnxruntime": by_onnxruntime(serialized, threads), "openvino": by_openvino(serialized, threads)}
+    differences: dict[str, list[float]] = {runtime: [] for runtime in runs}
+    for batch in BATCHES:
+        pixels = np.random.default_rng(batch).integers(0, 256, (batch, 3, *sides), np.uint8)
+        with torch.inference_mode():
+            expected = model(torch.from_numpy(pixels)).numpy()
+        for runtime, run in runs.items():
+            differences[runtime].append(largest_difference(run(pixels), expected))
+    return {
+        "name": name,
+        "pixels": sides,
+        "nodes": len(proto.graph.node),
+        "mib": round(len(serialized) / 2**20, 1),
+        "export_seconds": round(seconds, 1),
+        **differences,
+    }
+
+
+def network(name: str, size: tuple[int, int]) -> tuple[Servable, Metadata]:
+    """Return a network as it is served, and what its file would say."""
+    torch.manual_seed(0)
+    model = create_model(name)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = 1.0
+    preprocess = ImagePreprocess(size=size)
+    with torch.no_grad():
+        model(torch.randn(4, 3, *size))
+    signature = Signature(
+        inputs=(TensorSpec(name=INPUT, dtype="uint8", shape=(None, 3, *size)),),
+        outputs=(TensorSpec(name=OUTPUT, dtype="float32", shape=(None, model.num_classes)),),
+    )
+    metadata = Metadata(
+        backend="onnxruntime",
+        precision="fp32",
+        model=name,
+        task={},
+        signature=signature,
+        bundle="",
+        library="",
+    )
+    return Servable(preprocess.normalize(), folded(model)).eval(), metadata
+
+
+def by_onnxruntime(serialized: bytes, threads: int) -> Any:
+    """Return a call that runs the graph in ONNX Runtime."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(serialized, options)
+    return lambda pixels: session.run([OUTPUT], {INPUT: pixels})[0]
+
+
+def by_openvino(serialized: bytes, threads: int) -> Any:
+    """Return a call that runs the graph in OpenVINO."""
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    compiled = core().compile_model(core().read_model(serialized), "CPU", settings)
+    return lambda pixels: compiled({INPUT: pixels})[OUTPUT]
+
+
+if __name__ == "__main__":
+    main()

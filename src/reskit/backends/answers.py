@@ -1,0 +1,76 @@
+"""Whoever asks a bundle gets the fastest engine it has here, and need not know which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from reskit.backends.plan import GOALS, find_plan, other_machines, plan_time
+from reskit.backends.servable import INPUT, OUTPUT
+from reskit.errors import BackendError, ConfigError
+
+if TYPE_CHECKING:
+    from reskit.bundle import Bundle
+
+__all__ = ["Answers", "answers"]
+
+Answers = Callable[[Tensor], Tensor]
+"""Pixels `(N, C, H, W)` uint8 on the CPU to outputs, float32 on the CPU."""
+
+_LOADED: WeakKeyDictionary[Bundle, dict[tuple[str, int], Answers]] = WeakKeyDictionary()
+
+
+def answers(bundle: Bundle, engine: str = "auto") -> Answers:
+    """Return what answers for a bundle; loaded once a bundle, engine and plan.
+
+    Args:
+        bundle: what is asked.
+        engine: ``eager`` is the float32 network in PyTorch, on an accelerator where there is one; ``auto`` is
+            the choice of `reskit optimize` where it ran on this machine, else eager; ``latency``,
+            ``throughput``, ``memory`` and ``size`` that choice, and an error without it.
+
+    Raises:
+        ConfigError: there is no such engine.
+        BackendError: the plan is missing, of another machine, or damaged.
+    """
+    if engine not in ("auto", "eager", *GOALS):
+        raise ConfigError(f"unknown engine {engine!r}: auto, eager, {', '.join(GOALS)}")
+    written = plan_time(bundle.path)
+    if engine == "eager" or (engine == "auto" and written is None):
+        engine, written = "eager", 0
+    loaded, key = _LOADED.setdefault(bundle, {}), (engine, written or 0)
+    if key not in loaded:
+        loaded[key] = _eager(bundle) if engine == "eager" else _planned(bundle, engine)
+    return loaded[key]
+
+
+def _planned(bundle: Bundle, engine: str) -> Answers:
+    found = find_plan(bundle)
+    if found is None:
+        others = other_machines(bundle.path)
+        where = f"was optimised for another machine ({', '.join(others)})" if others else "was not optimised"
+        raise BackendError(f"bundle {bundle.path} {where}; run `reskit optimize {bundle.path}` here")
+    plan, folder = found
+    runner = plan.load(folder, next((goal for goal in GOALS if goal == engine), None))
+
+    def answer(pixels: Tensor) -> Tensor:
+        return torch.from_numpy(runner.run({INPUT: pixels.contiguous().numpy()})[OUTPUT])
+
+    return answer
+
+
+def _eager(bundle: Bundle) -> Answers:
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+    @torch.inference_mode()
+    def answer(pixels: Tensor) -> Tensor:
+        bundle.model.to(device)
+        bundle.task.normalize.to(device)
+        outputs: Tensor = bundle.model(bundle.task.inputs({"image": pixels.to(device)}))
+        return outputs.float().cpu()
+
+    return answer

@@ -1,0 +1,153 @@
+"""A bundle written for a backend, and proven against float32 eager before anyone sees the file."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reskit.backends.base import Backend, Metadata, Precision
+from reskit.backends.servable import INPUT, OUTPUT, Servable, describe, servable
+from reskit.errors import BackendError, ConfigError
+from reskit.files import writing
+from reskit.inputs import find_images
+
+if TYPE_CHECKING:
+    from reskit.bundle import Bundle
+
+__all__ = [
+    "PARITY_BATCHES",
+    "Written",
+    "calibration_samples",
+    "largest_difference",
+    "read_pictures",
+    "write_checked",
+]
+
+PARITY_BATCHES = (1, 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """A file written for a backend.
+
+    Attributes:
+        path: the file; what belongs to it lies beside it under the same stem.
+        files: all of them.
+        metadata: what the file says of itself.
+        differences: batch size to the largest difference from float32 eager, as a part of the largest output.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    metadata: Metadata
+    differences: dict[int, float]
+
+    @property
+    def size_mib(self) -> float:
+        """Size of all files."""
+        return sum(file.stat().st_size for file in self.files) / 2**20
+
+
+def write_checked(
+    bundle: Bundle,
+    backend: Backend,
+    precision: Precision,
+    path: Path,
+    *,
+    samples: np.ndarray | None = None,
+    keep: Sequence[str] = (),
+    model: Servable | None = None,
+) -> Written:
+    """Write a bundle for a backend, whole or not at all, and hold it against float32 eager.
+
+    Args:
+        bundle: what to write.
+        backend: for whom.
+        precision: what to compute in.
+        path: the file, with the suffix of the backend.
+        samples: pictures to calibrate int8 with, uint8 ``(N, C, H, W)``; the bundle's own when absent.
+        keep: modules that int8 leaves in higher precision.
+        model: what `servable(bundle)` gave, where many files are made of it.
+
+    Raises:
+        BackendError: the backend has no such precision here, cannot write the network, or what it wrote does
+            not agree with eager.
+        MissingExtraError: a package is missing.
+        OutputError: the file system refuses.
+    """
+    backend.require(export=True)
+    if reason := backend.unsupported(precision):
+        raise BackendError(reason)
+    if path.suffix != backend.suffix:
+        raise ConfigError(f"a file for {backend.name} ends in {backend.suffix}: {path} does not")
+    if precision == "int8" and samples is None:
+        samples = calibration_samples(bundle)
+    metadata = describe(bundle, backend.name, precision)
+    model = model or servable(bundle)
+    pictures = bundle.samples["samples"].numpy() if samples is None else samples
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        backend.write(model, staging / path.name, metadata=metadata, samples=pictures, keep=keep)
+        differences = _differences(backend, staging / path.name, model, pictures)
+        worst = max(differences.values())
+        if not worst <= backend.tolerance[precision]:
+            raise BackendError(
+                f"{metadata.model} on {backend.name} in {precision} differs from float32 by {worst:.2g} of"
+                f" the largest output ({backend.tolerance[precision]:g} is allowed): the file was not kept"
+            )
+        with writing(path):
+            files = tuple(file.replace(path.parent / file.name) for file in sorted(staging.iterdir()))
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return Written(path=path, files=files, metadata=metadata, differences=differences)
+
+
+def calibration_samples(bundle: Bundle) -> np.ndarray:
+    """Return the pictures of its training data that a bundle keeps, uint8 ``(N, C, H, W)``.
+
+    Raises:
+        BackendError: it was made of published weights, which bring none.
+    """
+    if "imported" in bundle.config.provenance:
+        raise BackendError(
+            f"int8 is calibrated with pictures of the training data, and {bundle.path}, imported, has none:"
+            " give some by --data"
+        )
+    samples: np.ndarray = bundle.samples["samples"].numpy()
+    return samples
+
+
+def read_pictures(bundle: Bundle, where: str | Path) -> Tensor:
+    """Read a file, folder or glob of pictures as the bundle does, uint8 `(N, C, H, W)`.
+
+    Raises:
+        DataError: there is none, or one cannot be read.
+    """
+    preprocess = bundle.task.preprocess
+    found = list(find_images(where, preprocess.channels, recursive=True))
+    return torch.stack([preprocess.read(entry.item) for entry in found])
+
+
+def largest_difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest difference of two arrays as a part of the largest value expected."""
+    return float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-12))
+
+
+def _differences(backend: Backend, path: Path, model: Servable, samples: np.ndarray) -> dict[int, float]:
+    with backend.load(path) as runner, torch.inference_mode():
+        differences = {}
+        for batch in PARITY_BATCHES:
+            pixels = np.ascontiguousarray(np.resize(samples, (batch, *samples.shape[1:])))
+            found = runner.run({INPUT: pixels})[OUTPUT]
+            differences[batch] = largest_difference(found, model(torch.from_numpy(pixels)).numpy())
+        return differences

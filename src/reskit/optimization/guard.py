@@ -1,0 +1,165 @@
+"""Held-out examples that every engine must answer as well as float32 eager does, or nearly."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reskit.backends.answers import answers
+from reskit.backends.plan import Guard
+from reskit.bundle import Bundle
+from reskit.data import Source, choose_mode, make_loader
+from reskit.errors import DataError
+from reskit.evaluation import measure, open_as_trained
+from reskit.tasks import Batch
+
+__all__ = ["AGREEMENT_DROP", "Examples", "guard_examples"]
+
+AGREEMENT_DROP = 5.0
+"""Points that agreement with float32 may lose where no labels are known: another answer is a change, not yet
+an error, and int8 of good networks changes a few in a hundred answers while its accuracy stays."""
+SECONDS = 4.0
+"""As many examples are used as float32 eager answers in this time."""
+
+
+class Examples:
+    """Batches with labels, and what float32 eager makes of them.
+
+    Args:
+        bundle: gives the task.
+        batches: all of one size, `image` uint8 `(N, C, H, W)`.
+        outputs: of float32 eager, a tensor a batch.
+        on: what the examples are, for people.
+        metric: name of the metric, for people.
+        max_drop: points of the metric an engine may lose.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        batches: list[Batch],
+        outputs: list[Tensor],
+        *,
+        on: str,
+        metric: str,
+        max_drop: float,
+    ) -> None:
+        self.task, self.batches = bundle.task, batches
+        given = iter(outputs)
+        count = sum(len(batch["index"]) for batch in batches)
+        self.guard = Guard(
+            metric=metric,
+            on=on,
+            examples=count,
+            float32=self._score(lambda _: next(given)),
+            max_drop=max_drop,
+        )
+
+    def score(self, answer: Callable[[np.ndarray], np.ndarray]) -> float:
+        """Return the metric of what answers pixels uint8 `(N, C, H, W)`."""
+        return self._score(lambda batch: torch.from_numpy(answer(batch["image"].contiguous().numpy())))
+
+    def accepts(self, metric: float) -> bool:
+        """Tell whether a metric is close enough to float32's; one that is not finite never is."""
+        return self.points_lost(metric) <= self.guard.max_drop
+
+    def points_lost(self, metric: float) -> float:
+        """Return by how much a metric is worse than float32's, in hundredths."""
+        drop = 100 * (self.guard.float32 - metric)
+        return drop if self.task.higher_is_better else -drop
+
+    def _score(self, answer: Callable[[Batch], Tensor]) -> float:
+        return measure(answer, self.batches, self.task)[0][self.task.main_metric]
+
+
+def guard_examples(
+    bundle: Bundle,
+    data: str | Path | Source | None,
+    pictures: Tensor | None,
+    *,
+    batch_size: int,
+    max_drop: float,
+    say: Callable[[str], None],
+) -> Examples:
+    """Return the examples that guard a bundle's accuracy.
+
+    Held-out labelled data, that given or that it was trained on; where there is none, pictures without
+    labels, whose answers are then held against those of float32.
+
+    Args:
+        bundle: what is guarded.
+        data: labelled data.
+        pictures: uint8 `(N, C, H, W)` without labels.
+        batch_size: examples a batch; what does not fill the last batch is left out.
+        max_drop: points of the task's main metric.
+        say: told where the examples come from.
+
+    Raises:
+        DataError: `data` cannot be read or has too few examples.
+    """
+    task = bundle.task
+    if pictures is None:
+        try:
+            loader, on = _held_out(bundle, data, batch_size)
+        except DataError as error:
+            if data is not None:
+                raise
+            say(f"no labelled data to guard accuracy with ({error}); agreement with float32 is held instead")
+        else:
+            kept, outputs = _answered(
+                bundle, (batch for batch in loader if len(batch["index"]) == batch_size)
+            )
+            if not kept:
+                raise DataError(f"{on} has fewer than {batch_size} examples: too few to guard accuracy with")
+            return Examples(bundle, kept, outputs, on=on, metric=task.main_metric, max_drop=max_drop)
+    stored = bundle.samples["samples"] if pictures is None else pictures
+    unlabelled: Iterable[Batch] = ({"image": chunk} for chunk in torch.split(stored, batch_size))
+    kept, outputs = _answered(bundle, unlabelled)
+    batches: list[Batch] = [
+        {**batch, "label": out.argmax(1), "index": torch.arange(len(out))}
+        for batch, out in zip(kept, outputs, strict=True)
+    ]
+    return Examples(
+        bundle,
+        batches,
+        outputs,
+        on="pictures without labels",
+        metric=f"{task.main_metric} agreement with float32",
+        max_drop=max(max_drop, AGREEMENT_DROP),
+    )
+
+
+def _held_out(bundle: Bundle, data: str | Path | Source | None, batch_size: int) -> tuple[Any, str]:
+    """Return a loader of the held-out split in random order, and its name."""
+    source = data if isinstance(data, Source) else open_as_trained(bundle, data)
+    info = source.describe()
+    if list(info.classes) != bundle.task.labels:
+        raise DataError(f"{info.location} has other classes than the bundle")
+    mode, _ = choose_mode(info, bundle.task.preprocess)
+    loader = make_loader(
+        source[info.held_out],
+        preprocess=bundle.task.preprocess,
+        batch_size=batch_size,
+        mode=mode,
+        shuffle=True,
+    )
+    return loader, f"{info.held_out} of {info.location}"
+
+
+def _answered(bundle: Bundle, batches: Iterable[Batch]) -> tuple[list[Batch], list[Tensor]]:
+    """Return as many batches as eager answers in `SECONDS`, and its answers."""
+    kept, outputs = [], []
+    answer, deadline = answers(bundle, "eager"), time.perf_counter() + SECONDS
+    for batch in islice(batches, 10_000):
+        outputs.append(answer(batch["image"]))
+        kept.append(batch)
+        if time.perf_counter() > deadline:
+            break
+    return kept, outputs

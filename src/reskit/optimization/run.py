@@ -1,0 +1,248 @@
+"""Which way of running this bundle is best on this machine? Tried, not assumed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import reskit
+from reskit.backends.base import BACKENDS, Backend, Precision
+from reskit.backends.plan import PLAN, Goal, Plan, find_plan, plan_folder
+from reskit.backends.servable import servable
+from reskit.backends.writing import calibration_samples, read_pictures
+from reskit.bundle import Bundle
+from reskit.data import Source
+from reskit.environment import fingerprint, usable_cores
+from reskit.errors import BackendError, ConfigError
+from reskit.files import atomic_folder, sha256, to_json, write_text
+from reskit.optimization.candidates import Candidate, Skipped, list_candidates, prepare
+from reskit.optimization.choosing import choose, mark_pareto
+from reskit.optimization.guard import Examples, guard_examples
+from reskit.optimization.racing import race
+
+__all__ = ["BATCHES", "Optimized", "optimize"]
+
+BATCHES = (1, 16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimized:
+    """The outcome of `optimize`.
+
+    Attributes:
+        plan: the table and the choices.
+        folder: where plan and files are, in the bundle.
+        measured: False where an earlier plan of this machine still held.
+    """
+
+    plan: Plan
+    folder: Path
+    measured: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        plan = self.plan.model_dump(mode="json")
+        return {**plan, "engine": self.plan.engine().model_dump(mode="json"), "folder": str(self.folder)}
+
+
+def optimize(
+    bundle: Bundle | str | Path,
+    *,
+    goal: Goal = "latency",
+    data: str | Path | Source | None = None,
+    pictures: str | Path | None = None,
+    max_drop: float = 0.5,
+    backends: Sequence[str] | None = None,
+    precisions: Sequence[str] | None = None,
+    batches: Sequence[int] = BATCHES,
+    threads: int | None = None,
+    again: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    step: Callable[[str, float], None] = lambda _title, _done: None,
+) -> Optimized:
+    """Find the fastest way to run a bundle that answers as well as float32, and keep it beside the bundle.
+
+    Every backend that is installed writes the network in every precision this machine supports. What was
+    written must agree with eager, then hold the task's metric on held-out examples; int8 that does not gives
+    layers back to higher precision until it does. What remains is timed in turns, each in a process of its
+    own. `reskit.predict` and all that answers uses the choice from then on.
+
+    Args:
+        bundle: a loaded bundle or its folder.
+        goal: ``latency`` (lowest median of one example), ``throughput`` (most examples a second), ``memory``
+            (of the process) or ``size`` (of the files).
+        data: labelled data to guard accuracy with; the bundle's own held-out split when absent.
+        pictures: a folder of pictures without labels instead: agreement with float32 is then guarded, and
+            int8 calibrated with them.
+        max_drop: points of the task's main metric an engine may lose.
+        backends: names of backends; all that are made for servers and PCs when absent.
+        precisions: those to try; all when absent.
+        batches: batch sizes to time.
+        threads: processors to use; all when absent.
+        again: measure though this machine's plan still holds.
+        say: told, line by line, what happens.
+        step: told what is done next and which part of all is behind.
+
+    Raises:
+        ConfigError: a batch size or `max_drop` makes no sense.
+        UnknownNameError: there is no such backend or precision.
+        DataError: the data or pictures cannot be read.
+        BackendError: no engine remained.
+    """
+    if not isinstance(bundle, Bundle):
+        bundle = Bundle.load(bundle)
+    if not batches or min(batches) < 1 or not max_drop >= 0:
+        raise ConfigError(f"batches {tuple(batches)} must be positive, max_drop {max_drop} not negative")
+    settings: dict[str, Any] = {
+        "batches": sorted(set(batches)),
+        "max_drop": max_drop,
+        "threads": threads,
+        "backends": None if backends is None else sorted(backends),
+        "precisions": None if precisions is None else sorted(precisions),
+    }
+    folder = plan_folder(bundle.path)
+    kept = None if again else _earlier(bundle, goal, settings)
+    if kept is not None:
+        say("this machine's plan still holds: nothing was measured again")
+        return kept
+    start = time.perf_counter()
+    step("reading examples", 0.0)
+    given = read_pictures(bundle, pictures) if pictures is not None else None
+    examples = guard_examples(bundle, data, given, batch_size=max(batches), max_drop=max_drop, say=say)
+    samples = given.numpy() if given is not None else _calibration(bundle)
+    with tempfile.TemporaryDirectory(prefix="reskit-optimize-") as name:
+        staging = Path(name)
+        candidates, skipped = _prepared(
+            bundle,
+            list(list_candidates(backends, precisions)),
+            staging,
+            samples=samples,
+            examples=examples,
+            threads=threads or usable_cores(),
+            say=say,
+            step=step,
+        )
+        engines, failed = race(
+            candidates,
+            batches=settings["batches"],
+            threads=threads or usable_cores(),
+            say=say,
+            step=lambda title, part: step(title, 0.6 + 0.4 * part),
+        )
+        skipped += failed
+        if not engines:
+            reasons = "; ".join(f"{item.name}: {item.reason}" for item in skipped)
+            raise BackendError(f"no engine remained for {bundle.path}: {reasons}")
+        engines = mark_pareto(engines, higher_is_better=bundle.task.higher_is_better)
+        plan = Plan(
+            library=f"reskit {reskit.__version__}",
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            bundle=bundle.config.checksum(),
+            machine=fingerprint(),
+            versions=_versions(candidate.backend for candidate in candidates),
+            settings=settings,
+            goal=goal,
+            chosen=choose(engines),
+            engines=tuple(engines),
+            skipped=tuple(asdict(item) for item in skipped),
+            guard=examples.guard,
+            files={},
+            seconds=time.perf_counter() - start,
+        )
+        return Optimized(plan=_keep(plan, staging, folder), folder=folder, measured=True)
+
+
+def _earlier(bundle: Bundle, goal: Goal, settings: Mapping[str, Any]) -> Optimized | None:
+    """Return this machine's plan, its goal set to `goal`, where it was asked for alike and still holds."""
+    try:
+        found = find_plan(bundle)
+    except BackendError:
+        return None
+    if found is None:
+        return None
+    plan, folder = found
+    known = (BACKENDS.get(name) for name in {engine.backend for engine in plan.engines})
+    if plan.settings != settings or plan.versions != _versions(known):
+        return None
+    if plan.goal != goal:
+        plan = plan.model_copy(update={"goal": goal})
+        write_text(folder / PLAN, to_json(plan.model_dump(mode="json")))
+    return Optimized(plan=plan, folder=folder, measured=False)
+
+
+def _calibration(bundle: Bundle) -> np.ndarray | None:
+    """Return pictures to calibrate int8 with, uint8 `(N, C, H, W)`, or None where the bundle has none."""
+    try:
+        return calibration_samples(bundle)
+    except BackendError:
+        return None
+
+
+def _prepared(
+    bundle: Bundle,
+    listed: Sequence[tuple[Backend, Precision] | Skipped],
+    folder: Path,
+    *,
+    samples: np.ndarray | None,
+    examples: Examples,
+    threads: int,
+    say: Callable[[str], None],
+    step: Callable[[str, float], None],
+) -> tuple[list[Candidate], list[Skipped]]:
+    """Write all that is listed; return what answers well enough, and what was left out."""
+    candidates: list[Candidate] = []
+    skipped: list[Skipped] = []
+    model = servable(bundle)
+    for place, item in enumerate(listed):
+        if isinstance(item, Skipped):
+            outcome: Candidate | Skipped = item
+        else:
+            backend, precision = item
+            step(f"writing {backend.name}-{precision}", 0.1 + 0.5 * place / len(listed))
+            outcome = prepare(
+                bundle,
+                backend,
+                precision,
+                folder,
+                model=model,
+                samples=samples,
+                examples=examples,
+                threads=threads,
+                say=say,
+            )
+        if isinstance(outcome, Skipped):
+            skipped.append(outcome)
+            say(f"{outcome.name} was left out: {outcome.reason}")
+        else:
+            candidates.append(outcome)
+            worst = max(outcome.written.differences.values())
+            say(f"{outcome.name}: {examples.guard.metric} {outcome.metric:.4f}, differs by {worst:.1e}")
+    return candidates, skipped
+
+
+def _keep(plan: Plan, staging: Path, folder: Path) -> Plan:
+    """Put the plan and the files its choices need into the bundle, whole or not at all."""
+    stems = {Path(plan.engine(goal).file).stem for goal in plan.chosen}
+    with atomic_folder(folder) as place:
+        kept = [file for file in sorted(staging.iterdir()) if file.stem in stems]
+        for file in kept:
+            shutil.copyfile(file, place / file.name)
+        plan = plan.model_copy(update={"files": {file.name: sha256(file) for file in kept}})
+        (place / PLAN).write_text(to_json(plan.model_dump(mode="json")), encoding="utf-8")
+    return plan
+
+
+def _versions(backends: Iterable[Backend]) -> dict[str, str]:
+    """Return the versions of the packages that run backends."""
+    modules = sorted({module for backend in backends for module in backend.run_needs})
+    names = importlib.metadata.packages_distributions()
+    return {name: importlib.metadata.version(name) for module in modules for name in names.get(module, ())}

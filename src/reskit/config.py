@@ -125,6 +125,7 @@ class ScheduleConfig(_Part):
     gamma: float = Field(0.1, gt=0, le=1, description="step and multistep: the factor of one decay")
     final: float = Field(0.0, ge=0, le=1, description="cosine and onecycle: the last factor")
     peak_at: float = Field(0.3, gt=0, lt=1, description="onecycle: share of the run spent rising")
+    anneal: Literal["cosine", "linear"] = Field("cosine", description="onecycle: how it falls")
 
 
 class TrainingConfig(_Part):

@@ -50,7 +50,14 @@ def test_step_is_torchs() -> None:
 
 
 def test_onecycle_rises_to_one_and_falls_to_the_end() -> None:
-    values = factors(ScheduleConfig(name="onecycle", peak_at=1 / 3))
+    falls = {
+        how: factors(ScheduleConfig(name="onecycle", peak_at=1 / 3, anneal=how))
+        for how in ("cosine", "linear")
+    }
+    assert [b - a for a, b in itertools.pairwise(falls["linear"][3 * STEPS :])] == pytest.approx(
+        [-1 / (6 * STEPS)] * (6 * STEPS - 1)
+    )
+    values = falls["cosine"]
     peak = values.index(max(values))
     assert values[peak] == pytest.approx(1.0)
     assert peak == 3 * STEPS

@@ -57,13 +57,14 @@ def learning_rate_factor(config: ScheduleConfig, step: int, *, steps_per_epoch: 
     """Return the factor of the base learning rate at an optimiser step, counted from 0.
 
     A pure function of the step, so that resuming needs no state. Cosine is Loshchilov & Hutter 2017
-    without restarts; onecycle rises linearly and falls by a cosine (Smith & Topin 2018).
+    without restarts; onecycle rises linearly (Smith & Topin 2018) and falls by a cosine or a straight line.
     """
     epoch = step / steps_per_epoch
     if config.name == "onecycle":
         if epoch < config.peak_at * epochs:
             return 0.04 + 0.96 * epoch / (config.peak_at * epochs)
-        return _cosine((epoch / epochs - config.peak_at) / (1 - config.peak_at), config.final)
+        fall = _cosine if config.anneal == "cosine" else _linear
+        return fall((epoch / epochs - config.peak_at) / (1 - config.peak_at), config.final)
     if epoch < config.warmup_epochs:
         return (step + 1) / (config.warmup_epochs * steps_per_epoch + 1)
     match config.name:
@@ -81,6 +82,10 @@ def set_learning_rate(optimizer: Optimizer, value: float) -> None:
     """Set the learning rate of every parameter group, times the group's own factor."""
     for group in optimizer.param_groups:
         group["lr"] = value * group["lr_factor"]
+
+
+def _linear(progress: float, final: float) -> float:
+    return final + (1 - final) * (1 - min(progress, 1.0))
 
 
 def _cosine(progress: float, final: float) -> float:

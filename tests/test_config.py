@@ -145,7 +145,7 @@ def test_every_part_is_strict_and_frozen() -> None:
     recipe = load_recipe(BASE)
     parts = [recipe, *(value for _, value in recipe if hasattr(value, "model_fields_set"))]
     parts += [recipe.training.optimizer, recipe.training.schedule]
-    assert len(parts) == 10
+    assert len(parts) == 11
     assert all(part.model_config["extra"] == "forbid" and part.model_config["frozen"] for part in parts)
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +227,7 @@ def test_order_and_errors_in_their_place(bundle: Bundle, tmp_path: Path) -> None
         good = [i for i, row in enumerate(rows) if row["error"] is None]
         assert good == [1, 3, 7, 10]
         assert [rows[i]["input"] for i in good] == [str(inputs[i]) for i in good]
-        check(Predictions(rows[i] for i in good), by_hand(bundle, pixels[[4, 3, 0, 1]]))
+        check(Predictions((rows[i] for i in good), bundle.task), by_hand(bundle, pixels[[4, 3, 0, 1]]))
         for row in rows.errors:
             assert row["label"] is row["confidence"] is None
             assert row["top"] == []
@@ -306,7 +307,7 @@ def test_file_name_that_is_not_utf8(bundle: Bundle, tmp_path: Path) -> None:
         assert read_back(rows.write(tmp_path / f"out{suffix}")) == flat(rows)
 
 
-def flat(rows: Predictions) -> list[dict[str, Any]]:
+def flat(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             "input": row["input"],
@@ -321,12 +322,12 @@ def flat(rows: Predictions) -> list[dict[str, Any]]:
 
 def read_back(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".parquet":
-        return flat(Predictions(pq.read_table(path).to_pylist()))
+        return flat(pq.read_table(path).to_pylist())
     if path.suffix == ".json":
-        return flat(Predictions(json.loads(path.read_text(encoding="utf-8"))))
+        return flat(json.loads(path.read_text(encoding="utf-8")))
     if path.suffix == ".jsonl":
         with path.open(encoding="utf-8") as lines:
-            return flat(Predictions(map(json.loads, lines)))
+            return flat(map(json.loads, lines))
     with path.open(newline="", encoding="utf-8") as lines:
         return [
             {

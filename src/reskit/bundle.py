@@ -120,7 +120,7 @@ class Bundle:
             model: a network of `create_model`; its `architecture` goes into the bundle.
             metrics: figures by split, for the record and the model card.
             provenance: where it came from; versions, machine, time and git commit are added.
-            samples: raw inputs, uint8 `(N, C, H, W)`, kept for calibration and self-tests.
+            samples: raw inputs `(N, C, H, W)`, kept for calibration and self-tests.
             golden: how many of the samples are stored with the outputs they give.
 
         Raises:
@@ -237,7 +237,7 @@ def _outputs(model: nn.Module, task: Task, samples: Tensor) -> Tensor:
 
 def _card(config: BundleConfig, name: str) -> str:
     """Return the model card in Markdown, with the front matter the Hugging Face Hub reads."""
-    labels = config.task["labels"]
+    task, labels = TASKS.get(config.task["name"]), config.task["labels"]
     shown = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
     preprocess = config.task["preprocess"]
     height, width = preprocess["size"]
@@ -245,7 +245,7 @@ def _card(config: BundleConfig, name: str) -> str:
         [
             "---",
             "library_name: reskit",
-            "pipeline_tag: image-classification",
+            f"pipeline_tag: {task.pipeline_tag}",
             "tags: [residual-network]",
             "---",
             f"# {name}",
@@ -253,8 +253,8 @@ def _card(config: BundleConfig, name: str) -> str:
             f"`{config.architecture['name']}` for the task `{config.task['name']}`,"
             f" written by {config.library}.",
             "",
-            f"- Classes ({len(labels)}): {shown}",
-            f"- Input: uint8, {preprocess['channels']} channels of {height} x {width} pixels",
+            *([f"- Classes ({len(labels)}): {shown}"] if labels else []),
+            f"- Input: {task.pixels}, {preprocess['channels']} channels of {height} x {width} pixels",
             *_lines("Trained with", config.provenance, ("recipe", "data", "seed", "epochs")),
             "",
             "| split | metric | value |",

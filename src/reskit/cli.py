@@ -123,6 +123,9 @@ def predict(
         Path | None,
         typer.Option("--out", metavar="FILE", help="Write the table: .csv, .json, .jsonl or .parquet."),
     ] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", metavar="DIR", help="Write masks, restored images and the like.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 32,
     engine: Engine = "auto",
     json: Json = False,
@@ -135,7 +138,7 @@ def predict(
     if out and out.suffix.lower() not in OUTPUT_FORMATS:  # said before the work, not after it
         raise ConfigError(f"cannot tell a format from {str(out)!r}: end it in {', '.join(OUTPUT_FORMATS)}")
     names = [name for given in inputs for name in (_lines_of_stdin() if given == "-" else [given])]
-    predictions = run(bundle, names, batch_size=batch_size, engine=engine)
+    predictions = run(bundle, names, batch_size=batch_size, engine=engine, save=save)
     if out:
         predictions.write(out)
     if json:

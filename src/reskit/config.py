@@ -16,6 +16,7 @@ __all__ = [
     "Recipe",
     "RuntimeConfig",
     "ScheduleConfig",
+    "TaskConfig",
     "TrainingConfig",
     "TransferConfig",
 ]
@@ -46,10 +47,14 @@ class DataConfig(_Part):
     """Where the examples are and how they are fed."""
 
     path: str | None = Field(None, description="file, folder or Hub name; the embedded digits when absent")
+    test: str | None = Field(None, description="another place, all of which is held out; not for classify")
     image_column: str | None = None
     label_column: str | None = None
     on_corrupt: Literal["refuse", "skip"] = "refuse"
     holdout: float = Field(0.2, gt=0, lt=1, description="share held out when the data has one split only")
+    draw: Literal["random", "last"] = Field(
+        "random", description="what is held out; last by name is not for classify"
+    )
     validation: float = Field(0.0, ge=0, lt=1, description="share of train set aside to choose epochs by")
     loading: Literal["auto", "memory", "stream"] = "auto"
     workers: int | None = Field(
@@ -206,13 +211,25 @@ class RuntimeConfig(_Part):
     threads: int | None = Field(None, ge=1)
 
 
+class TaskConfig(_Part):
+    """Which question, by its registered name, and what is particular to it."""
+
+    name: str = "classify"
+    arguments: dict[str, Any] = Field(default_factory=dict, description="see the task")
+
+
+def _named(value: Any) -> Any:
+    """Read a name alone as a part that has one."""
+    return {"name": value} if isinstance(value, str) else value
+
+
 class Recipe(_Part):
     """One training run. See the packaged ``recipes/*.yaml`` for examples."""
 
     name: str
     description: str = ""
     source: str = Field("", description="the paper or page the settings come from")
-    task: str = "classify"
+    task: Annotated[TaskConfig, BeforeValidator(_named)] = TaskConfig()
     data: DataConfig = DataConfig()
     model: ModelConfig
     preprocess: PreprocessConfig = PreprocessConfig()

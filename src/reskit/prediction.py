@@ -6,11 +6,13 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import count, groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
 import torch
 from rich.table import Table
 from rich.text import Text
@@ -19,8 +21,9 @@ from torch import Tensor
 from reskit.backends.answers import Answers, answers
 from reskit.bundle import Bundle
 from reskit.errors import ConfigError, DataError
-from reskit.files import to_json, write_text, writing
+from reskit.files import atomic_file, to_json, write_text, writing
 from reskit.inputs import FoundImage, find_images
+from reskit.tasks import Task
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,23 +39,25 @@ _ROWS_IN_TEXT, _ROWS_IN_TABLE = 10, 20
 class Predictions(Sequence[dict[str, Any]]):
     """One row an input, in the order given.
 
-    A row has the keys input (a path, or a place such as ``inputs[3]`` of what was passed), label, confidence
-    (probability of the label), top (up to five ``{"label", "probability"}``, most probable first) and error
-    (None, or why there is no prediction: label and confidence are then None and top is empty).
+    A row has the keys input (a path, or a place such as ``inputs[3]`` of what was passed), those of the task
+    and error: None, or why there is no prediction (the task's are then None, or empty). Of a classifier
+    these are label, confidence (probability of the label) and top (up to five ``{"label", "probability"}``,
+    most probable first).
 
     Args:
         rows: as `predict_rows` yields them.
+        task: says how a row is shown and stored.
     """
 
-    def __init__(self, rows: Iterable[dict[str, Any]]) -> None:
-        self._rows = list(rows)
+    def __init__(self, rows: Iterable[dict[str, Any]], task: Task) -> None:
+        self._rows, self._task = list(rows), task
 
     @overload
     def __getitem__(self, place: int) -> dict[str, Any]: ...
     @overload
     def __getitem__(self, place: slice) -> Predictions: ...
     def __getitem__(self, place: int | slice) -> dict[str, Any] | Predictions:
-        return Predictions(self._rows[place]) if isinstance(place, slice) else self._rows[place]
+        return Predictions(self._rows[place], self._task) if isinstance(place, slice) else self._rows[place]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -65,14 +70,14 @@ class Predictions(Sequence[dict[str, Any]]):
     @property
     def errors(self) -> Predictions:
         """The rows without a prediction."""
-        return Predictions(row for row in self._rows if row["error"] is not None)
+        return Predictions((row for row in self._rows if row["error"] is not None), self._task)
 
     def write(self, path: str | Path) -> Path:
         """Write all rows, whole or not at all, in the format the suffix names.
 
-        ``.json`` is a list of rows, ``.jsonl`` a row a line, ``.parquet`` has `top` as a list of structs. In
-        ``.csv`` `top` is spread over the columns ``top1_label, top1_probability, top2_label, ...``; an empty
-        field stands for None.
+        ``.json`` is a list of rows, ``.jsonl`` a row a line, ``.parquet`` has lists of structs. In ``.csv`` a
+        list such as `top` is spread over the columns ``top1_label, top1_probability, top2_label, ...``; an
+        empty field stands for None.
 
         Raises:
             ConfigError: another suffix.
@@ -92,25 +97,18 @@ class Predictions(Sequence[dict[str, Any]]):
         return path
 
     def to_table(self) -> pa.Table:
-        """Return the rows as a pyarrow table with the columns input, label, confidence, top and error."""
+        """Return the rows as a pyarrow table."""
         import pyarrow as pa
 
-        candidate = pa.struct([("label", pa.string()), ("probability", pa.float64())])
-        schema = pa.schema(
-            [
-                ("input", pa.string()),
-                ("label", pa.string()),
-                ("confidence", pa.float64()),
-                ("top", pa.list_(candidate)),
-                ("error", pa.string()),
-            ]
-        )
-        return pa.Table.from_pylist(self._rows, schema=schema)
+        ends = pa.field("input", pa.string()), pa.field("error", pa.string())
+        return pa.Table.from_pylist(self._rows, schema=pa.schema([ends[0], *self._task.columns(), ends[1]]))
 
     def __repr__(self) -> str:
         good = len(self) - len(self.errors)
         lines = [f"Predictions: {good} of {len(self)} inputs read"]
-        lines += [f"  {_printable(row['input'])}: {_in_words(row)}" for row in self._rows[:_ROWS_IN_TEXT]]
+        lines += [
+            f"  {_printable(row['input'])}: {self._in_words(row)}" for row in self._rows[:_ROWS_IN_TEXT]
+        ]
         left = len(self) - _ROWS_IN_TEXT
         return "\n".join(lines + [f"  ... and {left:,} more"] * (left > 0))
 
@@ -119,29 +117,46 @@ class Predictions(Sequence[dict[str, Any]]):
         left = len(self) - _ROWS_IN_TABLE
         table = Table(caption=f"... and {left:,} more" if left > 0 else None, caption_justify="left")
         table.add_column("input", overflow="fold")
-        table.add_column("prediction", overflow="fold")
-        table.add_column("confidence", justify="right", no_wrap=True)
-        table.add_column("next", style="dim", overflow="fold")
-        for row in self._rows[:_ROWS_IN_TABLE]:
-            name = Text(_printable(row["input"]))
-            if row["error"] is not None:
-                table.add_row(name, Text(_printable(row["error"]), style="red"), "", "")
-            else:
-                table.add_row(
-                    name, Text(_printable(row["label"])), f"{row['confidence']:.1%}", Text(_next(row))
-                )
+        shown = [
+            None if row["error"] is not None else self._task.words(row) for row in self._rows[:_ROWS_IN_TABLE]
+        ]
+        names = list(next((words for words in shown if words is not None), {"prediction": ""}))
+        for place, name in enumerate(names):
+            table.add_column(name, overflow="fold", style="dim" if place > 1 else "")
+        for row, words in zip(self._rows, shown, strict=False):
+            cells = [Text(_printable(text)) for text in (words or {}).values()]
+            if words is None:
+                cells = [Text(_printable(row["error"]), style="red")]
+            table.add_row(Text(_printable(row["input"])), *cells)
         return table
 
+    def _in_words(self, row: Mapping[str, Any]) -> str:
+        if row["error"] is not None:
+            return f"error: {_printable(row['error'])}"
+        first, *rest = (_printable(text) for text in self._task.words(row).values())
+        return " ".join([first, *rest[:1], *(f"({text})" for text in rest[1:] if text)])
+
     def _csv(self) -> str:
-        width = max((len(row["top"]) for row in self._rows), default=0)
-        spread = [f"top{i}_{what}" for i in range(1, width + 1) for what in ("label", "probability")]
+        lists = {name for row in self._rows for name, value in row.items() if isinstance(value, list)}
+        width = {name: max(len(row[name]) for row in self._rows) for name in lists}
+        keys = {name: list(next((item for row in self._rows for item in row[name]), {})) for name in lists}
+        columns = list(self._rows[0]) if self._rows else ["input", *self._task.blank, "error"]
+
+        def cells(row: Mapping[str, Any], name: str) -> list[Any]:
+            if name not in lists:
+                return [row[name]]
+            found = [item[key] for item in row[name] for key in keys[name]]
+            return found + [None] * (width[name] * len(keys[name]) - len(found))
+
+        def titles(name: str) -> list[str]:
+            if name not in lists:
+                return [name]
+            return [f"{name}{i}_{key}" for i in range(1, width[name] + 1) for key in keys[name]]
+
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["input", "label", "confidence", *spread, "error"])
-        for row in self._rows:
-            top = [value for item in row["top"] for value in (item["label"], item["probability"])]
-            top += [None] * (2 * width - len(top))
-            writer.writerow([row["input"], row["label"], row["confidence"], *top, row["error"]])
+        writer.writerow([title for name in columns for title in titles(name)])
+        writer.writerows([cell for name in columns for cell in cells(row, name)] for row in self._rows)
         return text.getvalue()
 
     def _json(self) -> str:
@@ -170,6 +185,7 @@ def predict(
     batch_size: int = 32,
     recursive: bool = True,
     engine: str = "auto",
+    save: str | Path | None = None,
 ) -> Predictions:
     """Predict for images of any kind; one row an image, in order.
 
@@ -192,6 +208,7 @@ def predict(
         engine: ``auto`` is the choice of `reskit.optimize` where it ran on this machine, else ``eager``, the
             float32 network in PyTorch; a goal (``latency``, ``throughput``, ``memory``, ``size``) its choice
             for that.
+        save: a folder for the pictures an answer is, such as masks or restored images; rows then name them.
 
     Returns:
         The rows. A missing or unreadable image, or one thing among others that holds none, has a row
@@ -202,10 +219,12 @@ def predict(
         ConfigError: `batch_size` is not positive, or there is no such engine.
         BundleError: `bundle` is a folder that holds no good bundle.
         BackendError: there is no plan for this machine, or its files are damaged.
+        OutputError: the file system refuses a picture.
     """
-    return Predictions(
-        predict_rows(bundle, inputs, batch_size=batch_size, recursive=recursive, engine=engine)
-    )
+    if not isinstance(bundle, Bundle):
+        bundle = Bundle.load(bundle)
+    rows = predict_rows(bundle, inputs, batch_size=batch_size, recursive=recursive, engine=engine, save=save)
+    return Predictions(rows, bundle.task)
 
 
 def predict_rows(
@@ -215,6 +234,7 @@ def predict_rows(
     batch_size: int = 32,
     recursive: bool = True,
     engine: str = "auto",
+    save: str | Path | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of `predict` as they come; only one batch is in memory at any time."""
     if not isinstance(batch_size, int) or batch_size < 1:
@@ -222,64 +242,73 @@ def predict_rows(
     if not isinstance(bundle, Bundle):
         bundle = Bundle.load(bundle)
     entries = find_images(inputs, bundle.task.preprocess.channels, recursive)
-    return _rows(bundle, entries, answers(bundle, engine), batch_size)
+    folder = None if save is None else Path(save)
+    return _rows(bundle.task, entries, answers(bundle, engine), batch_size, folder)
 
 
 def _rows(
-    bundle: Bundle, entries: Iterator[FoundImage], answer: Answers, batch_size: int
+    task: Task, entries: Iterator[FoundImage], answer: Answers, batch_size: int, folder: Path | None
 ) -> Iterator[dict[str, Any]]:
+    taken: set[str] = set()
     while batch := list(islice(entries, batch_size)):
-        read = [_read(bundle, entry) for entry in batch]
-        records = iter(_decode(bundle, [image for image in read if isinstance(image, Tensor)], answer))
+        read = [_read(task, entry) for entry in batch]
+        answered = iter(_answered(task, [image for image in read if isinstance(image, Tensor)], answer))
         for entry, image in zip(batch, read, strict=True):
-            record = next(records) if isinstance(image, Tensor) else image
             name = _encodable(entry.name)
-            if isinstance(record, str):
-                yield {
-                    "input": name,
-                    "label": None,
-                    "confidence": None,
-                    "top": [],
-                    "error": _encodable(record),
-                }
-            else:
-                yield {"input": name, **record, "error": None}
+            outputs = next(answered) if isinstance(image, Tensor) else None
+            error = image if isinstance(image, str) else None
+            if outputs is not None and not outputs.isfinite().all():
+                error = "the network's output is not finite: its weights are damaged"
+            if error is not None or outputs is None or isinstance(image, str):
+                yield {"input": name, **task.blank, "error": _encodable(error or "")}
+                continue
+            row = {"input": name, **task.decode(outputs)[0], "error": None}
+            if folder is not None:
+                row |= _saved(task.pictures(image, outputs), folder, _stem(name, taken))
+            yield row
 
 
-def _read(bundle: Bundle, entry: FoundImage) -> Tensor | str:
-    """Return the image, uint8 `(C, H, W)`, or why it cannot be read."""
+def _read(task: Task, entry: FoundImage) -> Tensor | str:
+    """Return the image, uint8 `(C, h, w)`, or why it cannot be read."""
     if entry.error is not None:
         return entry.error
     try:
-        return bundle.task.preprocess.read(entry.item)
+        return task.read(entry.item)
     except DataError as error:
         return str(error)
     except Exception as error:  # decoders raise anything on hostile bytes; one file must not end a long run
         return f"cannot read image {entry.name}: {type(error).__name__}: {error}"
 
 
-def _decode(bundle: Bundle, images: list[Tensor], answer: Answers) -> list[dict[str, Any] | str]:
-    """Return the record of each image, or why there is none."""
-    if not images:
-        return []
-    outputs = answer(torch.stack(images))
-    finite = outputs.flatten(1).isfinite().all(dim=1).tolist()
-    return [
-        record if good else "the network's output is not finite: its weights are damaged"
-        for record, good in zip(bundle.task.decode(outputs), finite, strict=True)
-    ]
+def _answered(task: Task, images: list[Tensor], answer: Answers) -> Iterator[Tensor]:
+    """Yield the outputs of each image, a batch of one; images of one size are answered together."""
+    for _, group in groupby(images, key=lambda image: image.shape):
+        outputs = task.outputs(answer, torch.stack(list(group)))
+        yield from (outputs[place : place + 1] for place in range(len(outputs)))
 
 
-def _next(row: Mapping[str, Any]) -> str:
-    """Return the second and third most probable labels in words."""
-    return ", ".join(f"{_printable(item['label'])} {item['probability']:.1%}" for item in row["top"][1:3])
+def _stem(name: str, taken: set[str]) -> str:
+    """Return a file name for what belongs to an input, another for each."""
+    stem = re.sub(r"[^\w.-]+", "_", Path(name).stem) or "input"
+    for number in count():
+        found = f"{stem}-{number}" if number else stem
+        if found not in taken:
+            taken.add(found)
+            return found
+    raise AssertionError
 
 
-def _in_words(row: Mapping[str, Any]) -> str:
-    if row["error"] is not None:
-        return f"error: {_printable(row['error'])}"
-    others = f" ({_next(row)})" if len(row["top"]) > 1 else ""
-    return f"{_printable(row['label'])} {row['confidence']:.1%}{others}"
+def _saved(pictures: Mapping[str, np.ndarray], folder: Path, stem: str) -> dict[str, str]:
+    """Write pictures as PNG; return their paths by name."""
+    from PIL import Image
+
+    written = {}
+    for name, pixels in pictures.items():
+        path = folder / f"{stem}-{name}.png"
+        with atomic_file(path) as staging:
+            Image.fromarray(pixels).save(staging, format="PNG")
+        written[name] = str(path)
+    return written
 
 
 def _printable(text: str) -> str:

@@ -93,7 +93,7 @@ def test_agrees_with_eager_at_any_batch_size(
         assert PART[precision] < BACKEND.tolerance[runner.metadata.precision]
         for batch in (1, 2, 5, 8, 9, 100, 1):
             expected = eager(model, samples[-batch:])
-            found = runner.run({"image": samples[-batch:]})["logits"]
+            found = runner.run({"image": samples[-batch:]})["output"]
             assert found.dtype == np.float32
             assert np.abs(found - expected).max() <= PART[precision] * np.abs(expected).max()
             assert (found.argmax(1) == expected.argmax(1)).mean() >= 0.97
@@ -164,21 +164,21 @@ def test_callers_of_two_runners_at_once_get_their_own_answers(
         runners = [one, other] * 20
         batches = [samples[i : i + 1 + i % 3] for i in range(40)]
         calls = list(zip(runners, batches, strict=True))
-        expected = [runner.run({"image": batch})["logits"].copy() for runner, batch in calls]
+        expected = [runner.run({"image": batch})["output"].copy() for runner, batch in calls]
         with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(lambda call: call[0].run({"image": call[1]})["logits"], calls))
+            found = list(pool.map(lambda call: call[0].run({"image": call[1]})["output"], calls))
     for answer, wanted in zip(found, expected, strict=True):
         np.testing.assert_array_equal(answer, wanted)
 
 
 def test_inputs_of_any_layout_are_read_and_left_alone(files: dict[str, Path], samples: np.ndarray) -> None:
     with BACKEND.load(files["fp32"]) as runner:
-        expected = runner.run({"image": samples[:4]})["logits"]
+        expected = runner.run({"image": samples[:4]})["output"]
         last = np.ascontiguousarray(samples[:4].transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
         locked = samples[:4].copy()
         locked.flags.writeable = False
         for pixels in (last, locked, np.repeat(samples[:4], 2, axis=0)[::2]):
-            np.testing.assert_array_equal(runner.run({"image": pixels})["logits"], expected)
+            np.testing.assert_array_equal(runner.run({"image": pixels})["output"], expected)
         runner.warm_up(2, rounds=1)
         with pytest.raises(InputError, match="expected uint8"):
             runner.run({"image": np.zeros((1, 1, 8, 9), np.uint8)})

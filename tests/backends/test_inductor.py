@@ -93,7 +93,7 @@ def libraries(folder: Path) -> dict[str, bytes]:
 def test_agrees_with_the_bundle(
     precision: Precision, batch: int, bundle: Bundle, runners: dict[Precision, Runner]
 ) -> None:
-    found = runners[precision].run({"image": pictures(bundle, batch)})["logits"]
+    found = runners[precision].run({"image": pictures(bundle, batch)})["output"]
     wanted = expected(bundle, pictures(bundle, batch))
     assert found.shape == wanted.shape
     assert np.abs(found - wanted).max() <= PART[precision] * np.abs(wanted).max()
@@ -114,7 +114,7 @@ def test_layers_are_those_of_onednn_with_packed_weights(
 def test_threads_get_what_they_asked_for(bundle: Bundle, runners: dict[Precision, Runner]) -> None:
     batches = [pictures(bundle, batch) for batch in (1, 2, 5, 8)] * 8
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda images: runners["fp32"].run({"image": images})["logits"], batches))
+        found = list(pool.map(lambda images: runners["fp32"].run({"image": images})["output"], batches))
     for images, answer in zip(batches, found, strict=True):
         np.testing.assert_allclose(answer, expected(bundle, images), rtol=1e-4, atol=1e-4)
 
@@ -129,7 +129,7 @@ def test_the_second_load_needs_no_compiler_and_no_torchao(
         with BACKEND.load(path, threads=1) as again:
             again.warm_up(4 if precision == "fp32" else 1)
             assert np.array_equal(
-                again.run({"image": images})["logits"], runners[precision].run({"image": images})["logits"]
+                again.run({"image": images})["output"], runners[precision].run({"image": images})["logits"]
             )
 
 

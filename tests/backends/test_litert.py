@@ -111,7 +111,7 @@ def test_agrees_with_eager_at_any_batch_size(
         assert part < BACKEND.tolerance[runner.metadata.precision]
         for batch in (1, 2, 5, 100, 1):
             expected = eager(model, samples[-batch:])
-            found = runner.run({"image": samples[-batch:]})["logits"]
+            found = runner.run({"image": samples[-batch:]})["output"]
             assert found.dtype == np.float32
             assert np.abs(found - expected).max() <= part * np.abs(expected).max()
             assert (found.argmax(1) == expected.argmax(1)).mean() >= 0.97
@@ -173,7 +173,7 @@ def test_other_programs_find_names_and_an_open_batch(files: dict[str, Path]) -> 
     for path in files.values():
         interpreter = Interpreter(str(path), num_threads=1)
         assert interpreter.get_signature_list() == {
-            "serving_default": {"inputs": ["image"], "outputs": ["logits"]}
+            "serving_default": {"inputs": ["image"], "outputs": ["output"]}
         }
         (entry,), (answer,) = interpreter.get_input_details(), interpreter.get_output_details()
         assert list(entry["shape_signature"]) == [-1, 1, 8, 8]
@@ -204,7 +204,7 @@ def test_colour_and_shortcuts_that_slice_take_any_batch(tmp_path: Path, bundle: 
         for batch in (1, 2, 5):
             pixels = np.random.default_rng(batch).integers(0, 256, (batch, 3, 6, 6), np.uint8)
             np.testing.assert_allclose(
-                runner.run({"image": pixels})["logits"], eager(network, pixels), atol=1e-5
+                runner.run({"image": pixels})["output"], eager(network, pixels), atol=1e-5
             )
 
 
@@ -231,7 +231,7 @@ def test_running_needs_no_torch(files: dict[str, Path]) -> None:
         import numpy as np
         from reskit.backends.litert import LiteRT
         runner = LiteRT().load(Path({str(files["int8"])!r}), threads=1)
-        assert runner.run({{"image": np.zeros((2, 1, 8, 8), np.uint8)}})["logits"].shape == (2, 10)
+        assert runner.run({{"image": np.zeros((2, 1, 8, 8), np.uint8)}})["output"].shape == (2, 10)
         assert not {{"torch", "jax", "tensorflow", "litert_torch", "ai_edge_quantizer"}} & set(sys.modules)
     """
     code = "\n".join(line.strip() for line in code.splitlines())
@@ -244,21 +244,21 @@ def test_running_needs_no_torch(files: dict[str, Path]) -> None:
 def test_callers_at_once_get_their_own_answers(files: dict[str, Path], samples: np.ndarray) -> None:
     with BACKEND.load(files["int8"], threads=2) as runner:
         batches = [samples[i : i + 1 + i % 3] for i in range(40)]
-        expected = [runner.run({"image": batch})["logits"].copy() for batch in batches]
+        expected = [runner.run({"image": batch})["output"].copy() for batch in batches]
         with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(lambda batch: runner.run({"image": batch})["logits"], batches))
+            found = list(pool.map(lambda batch: runner.run({"image": batch})["output"], batches))
     for one, other in zip(found, expected, strict=True):  # also: no later run wrote over an earlier answer
         np.testing.assert_array_equal(one, other)
 
 
 def test_inputs_of_any_layout_are_read_and_left_alone(files: dict[str, Path], samples: np.ndarray) -> None:
     with BACKEND.load(files["fp32"], threads=1) as runner:
-        expected = runner.run({"image": samples[:4]})["logits"]
+        expected = runner.run({"image": samples[:4]})["output"]
         last = np.ascontiguousarray(samples[:4].transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
         locked = samples[:4].copy()
         locked.flags.writeable = False
         for pixels in (last, locked, np.repeat(samples[:4], 2, axis=0)[::2]):
-            np.testing.assert_array_equal(runner.run({"image": pixels})["logits"], expected)
+            np.testing.assert_array_equal(runner.run({"image": pixels})["output"], expected)
         runner.warm_up(2, rounds=1)
         with pytest.raises(InputError, match="expected uint8"):
             runner.run({"image": np.zeros((1, 1, 8, 9), np.uint8)})

@@ -72,7 +72,7 @@ def test_agrees_with_eager_at_any_batch_size(
     with BACKEND.load(files[precision], threads=1) as runner:
         for batch in (1, 3, 100):
             expected = eager(model, samples[-batch:])
-            found = runner.run({"image": samples[-batch:]})["logits"]
+            found = runner.run({"image": samples[-batch:]})["output"]
             assert found.dtype == np.float32
             assert np.abs(found - expected).max() <= part * np.abs(expected).max()
         assert (found.argmax(1) == expected.argmax(1)).mean() >= 0.97
@@ -130,7 +130,7 @@ def test_running_needs_neither_torch_nor_onnx(files: dict[Precision, Path]) -> N
         import numpy as np
         from reskit.backends.onnxruntime import OnnxRuntime
         runner = OnnxRuntime().load(Path({str(files["int8"])!r}), threads=1)
-        assert runner.run({{"image": np.zeros((2, 1, 8, 8), np.uint8)}})["logits"].shape == (2, 10)
+        assert runner.run({{"image": np.zeros((2, 1, 8, 8), np.uint8)}})["output"].shape == (2, 10)
         assert not {{"torch", "onnx"}} & set(sys.modules)
     """
     done = subprocess.run(
@@ -145,9 +145,9 @@ def test_running_needs_neither_torch_nor_onnx(files: dict[Precision, Path]) -> N
 def test_callers_at_once_get_their_own_answers(files: dict[Precision, Path], samples: np.ndarray) -> None:
     with BACKEND.load(files["int8"], threads=1) as runner:
         batches = [samples[i : i + 1 + i % 3] for i in range(40)]
-        expected = [runner.run({"image": batch})["logits"].copy() for batch in batches]
+        expected = [runner.run({"image": batch})["output"].copy() for batch in batches]
         with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(lambda batch: runner.run({"image": batch})["logits"], batches))
+            found = list(pool.map(lambda batch: runner.run({"image": batch})["output"], batches))
     for one, other in zip(found, expected, strict=True):  # also: no later run wrote over an earlier answer
         np.testing.assert_array_equal(one, other)
 

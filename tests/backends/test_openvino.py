@@ -77,7 +77,7 @@ def test_agrees_with_eager_at_any_batch_size(
     with BACKEND.load(files[precision], threads=streams, streams=streams) as runner:
         for batch in (1, 3, 100):
             expected = eager(model, samples[-batch:])
-            found = runner.run({"image": samples[-batch:]})["logits"]
+            found = runner.run({"image": samples[-batch:]})["output"]
             assert found.dtype == np.float32
             assert np.abs(found - expected).max() <= PART[precision] * np.abs(expected).max()
         assert (found.argmax(1) == expected.argmax(1)).mean() >= 0.97
@@ -152,7 +152,7 @@ def test_running_needs_neither_torch_nor_onnx_nor_the_network(files: dict[Precis
         import numpy as np
         from reskit.backends.openvino import OpenVINO
         runner = OpenVINO().load(Path({str(files["int8"])!r}), threads=1)
-        assert runner.run({{"image": np.zeros((2, 1, 8, 8), np.uint8)}})["logits"].shape == (2, 10)
+        assert runner.run({{"image": np.zeros((2, 1, 8, 8), np.uint8)}})["output"].shape == (2, 10)
         assert not {{"torch", "onnx", "nncf", "openvino_telemetry"}} & set(sys.modules)
     """
     done = subprocess.run(
@@ -181,9 +181,9 @@ def test_callers_at_once_get_their_own_answers(
 ) -> None:
     with BACKEND.load(files["int8"], threads=2, streams=streams) as runner:
         batches = [samples[i : i + 1 + i % 3] for i in range(40)]
-        expected = [runner.run({"image": batch})["logits"].copy() for batch in batches]
+        expected = [runner.run({"image": batch})["output"].copy() for batch in batches]
         with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(lambda batch: runner.run({"image": batch})["logits"], batches))
+            found = list(pool.map(lambda batch: runner.run({"image": batch})["output"], batches))
     for one, other in zip(found, expected, strict=True):  # also: no later run wrote over an earlier answer
         np.testing.assert_array_equal(one, other)
 
@@ -192,12 +192,12 @@ def test_inputs_of_any_layout_are_read_and_left_alone(
     files: dict[Precision, Path], samples: np.ndarray
 ) -> None:
     with BACKEND.load(files["fp32"], threads=1) as runner:
-        expected = runner.run({"image": samples[:4]})["logits"]
+        expected = runner.run({"image": samples[:4]})["output"]
         last = np.ascontiguousarray(samples[:4].transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
         locked = samples[:4].copy()
         locked.flags.writeable = False
         for pixels in (last, locked, np.repeat(samples[:4], 2, axis=0)[::2]):
-            np.testing.assert_allclose(runner.run({"image": pixels})["logits"], expected, atol=1e-5)
+            np.testing.assert_allclose(runner.run({"image": pixels})["output"], expected, atol=1e-5)
         np.testing.assert_array_equal(locked, samples[:4])
         runner.warm_up(2, rounds=1)
         with pytest.raises(InputError, match="expected uint8"):

@@ -60,7 +60,7 @@ def test_agrees_with_the_bundle(
     precision: Precision, batch: int, bundle: Bundle, files: dict[Precision, Path]
 ) -> None:
     with BACKEND.load(files[precision], threads=1) as runner:
-        found = runner.run({"image": pictures(bundle, batch)})["logits"]
+        found = runner.run({"image": pictures(bundle, batch)})["output"]
     wanted = expected(bundle, pictures(bundle, batch))
     assert found.dtype == np.float32
     assert np.abs(found - wanted).max() <= PART[precision] * np.abs(wanted).max()
@@ -86,7 +86,7 @@ def test_norms_are_folded_and_weights_are_channels_last(
 def test_threads_get_what_they_asked_for(bundle: Bundle, runner: Runner) -> None:
     batches = [pictures(bundle, batch) for batch in (1, 2, 3, 4)] * 8
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda images: runner.run({"image": images})["logits"], batches))
+        found = list(pool.map(lambda images: runner.run({"image": images})["output"], batches))
     for images, answer in zip(batches, found, strict=True):
         np.testing.assert_allclose(answer, expected(bundle, images), rtol=1e-4, atol=1e-4)
 
@@ -117,11 +117,11 @@ def test_each_runner_has_its_number_of_threads(bundle: Bundle, files: dict[Preci
 
 def test_arrays_that_cannot_be_written_to_or_are_turned_around(bundle: Bundle, runner: Runner) -> None:
     images = pictures(bundle, 2)
-    wanted = runner.run({"image": images})["logits"]
+    wanted = runner.run({"image": images})["output"]
     flipped = images[:, :, ::-1].copy()
     images.flags.writeable = False
-    assert np.array_equal(runner.run({"image": images})["logits"], wanted)
-    assert np.array_equal(runner.run({"image": flipped[:, :, ::-1]})["logits"], wanted)
+    assert np.array_equal(runner.run({"image": images})["output"], wanted)
+    assert np.array_equal(runner.run({"image": flipped[:, :, ::-1]})["output"], wanted)
 
 
 def test_wrong_inputs(bundle: Bundle, runner: Runner) -> None:

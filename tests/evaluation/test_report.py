@@ -17,7 +17,7 @@ from rich.console import Console
 from reskit.data import ImagePreprocess, Source, open_source
 from reskit.errors import OutputError
 from reskit.evaluation.report import metrics_table, write_report
-from reskit.tasks import Classify
+from reskit.tasks import Answered, Classify
 
 SIZE = 12
 
@@ -52,11 +52,21 @@ def evaluation(task: Classify, rows: np.ndarray, target: np.ndarray) -> dict[str
     return {"metrics": figures, "analysis": task.analyse(examples), "examples": examples}
 
 
+def write(folder: Path, *, task: Classify, split: str, source: Source, **found: Any) -> dict[str, Path]:
+    """`write_report`, with rows read again as an evaluation reads them."""
+
+    def answered(place: int) -> Answered:
+        image = task.preprocess.read(source[split].item(found["examples"]["index"][place]))
+        return Answered({"image": image[None]}, torch.zeros(1, 3))
+
+    return write_report(folder, task=task, split=split, answered=answered, source=source, **found)
+
+
 @pytest.fixture
 def written(task: Classify, source: Source, tmp_path: Path) -> tuple[dict[str, Path], dict[str, Any]]:
     rows = source["test"].rows[::-1].copy()
     found = evaluation(task, rows, source["test"].all_labels[rows])
-    return write_report(tmp_path / "out", task=task, split="test", source=source, **found), found
+    return write(tmp_path / "out", task=task, split="test", source=source, **found), found
 
 
 def test_every_file_is_there(written: tuple[dict[str, Path], dict[str, Any]], tmp_path: Path) -> None:
@@ -117,7 +127,7 @@ def test_frequent_mistakes_are_those_of_the_matrix(task: Classify, source: Sourc
         "loss": np.linspace(0, 1, 10),
     }
     analysis = task.analyse(examples)
-    files = write_report(
+    files = write(
         tmp_path / "out",
         task=task,
         split="test",
@@ -143,7 +153,7 @@ def test_a_faultless_model_has_no_mistakes(task: Classify, source: Source, tmp_p
         "confidence": np.ones(12),
         "loss": np.zeros(12),
     }
-    files = write_report(
+    files = write(
         tmp_path / "out",
         task=task,
         split="test",
@@ -175,7 +185,7 @@ def test_mistakes_show_what_the_network_saw(
         "loss": np.array([2.0, 0.1]),
     }
     found = {"metrics": {"top1": 0.5}, "analysis": task.analyse(examples), "examples": examples}
-    write_report(tmp_path / "out", task=task, split="test", source=source, **found)
+    write(tmp_path / "out", task=task, split="test", source=source, **found)
     seen = task.preprocess.read(source["test"].item(7)).permute(1, 2, 0).numpy()
     assert len(shown) == 1
     np.testing.assert_array_equal(shown[0], seen)
@@ -185,7 +195,7 @@ def test_unwritable_place(task: Classify, source: Source, tmp_path: Path) -> Non
     (tmp_path / "out").touch()
     found = evaluation(task, np.arange(12), source["test"].labels)
     with pytest.raises(OutputError):
-        write_report(tmp_path / "out", task=task, split="test", source=source, **found)
+        write(tmp_path / "out", task=task, split="test", source=source, **found)
 
 
 def test_table_for_the_terminal() -> None:

@@ -343,7 +343,7 @@ def test_wrong_arguments(deep: Bundle, tmp_path: Path) -> None:
         lesion_study(deep, examples=0)
     source = reskit.open_source(None)
     source.classes = ["cat", "dog"]
-    with pytest.raises(DataError, match="other classes"):
+    with pytest.raises(DataError, match="cat, dog, the bundle was trained on 0"):
         lesion_study(deep, source)
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Answers", "answers"]
 
 Answers = Callable[[Tensor], Tensor]
-"""Pixels `(N, C, H, W)` uint8 on the CPU to outputs, float32 on the CPU."""
+"""Raw pixels `(N, C, H, W)` on the CPU to outputs, float32 on the CPU."""
 
 _LOADED: WeakKeyDictionary[Bundle, dict[tuple[str, int], Answers]] = WeakKeyDictionary()
 

@@ -16,6 +16,8 @@ from reskit.errors import BackendError, InputError, MissingExtraError
 from reskit.registry import Registry
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from reskit.backends.servable import Servable
 
 __all__ = ["BACKENDS", "PRECISIONS", "Backend", "Metadata", "Precision", "Runner", "Signature", "TensorSpec"]
@@ -31,6 +33,13 @@ class TensorSpec:
     name: str
     dtype: str
     shape: tuple[int | None, ...]
+
+    def zeros(self, batch: int, device: str = "cpu") -> Tensor:
+        """Return a batch of zeros; what may have any size has one."""
+        import torch
+
+        shape = (batch, *(side or 1 for side in self.shape[1:]))
+        return torch.zeros(shape, dtype=getattr(torch, self.dtype), device=device)
 
     def __str__(self) -> str:
         return f"{self.dtype} ({', '.join('N' if side is None else str(side) for side in self.shape)})"
@@ -222,7 +231,7 @@ class Backend(ABC):
             path: a file that is not there yet, its name ending in `suffix`; its folder exists. Files beside
                 it carry the same stem.
             metadata: goes into the file.
-            samples: uint8 ``(N, C, H, W)`` of the training data, to calibrate int8 with.
+            samples: raw ``(N, C, H, W)`` of the training data, to calibrate int8 with.
             keep: names of modules of `model` that int8 leaves in higher precision.
 
         Raises:

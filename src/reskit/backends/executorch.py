@@ -138,8 +138,7 @@ def _exported(model: nn.Module, metadata: Metadata) -> ExportedProgram:
     """Return a network as a graph of operators with a dynamic batch."""
     import torch
 
-    spec = metadata.signature.inputs[0]
-    example = torch.zeros(2, *(side or 1 for side in spec.shape[1:]), dtype=torch.uint8)
+    example = metadata.signature.inputs[0].zeros(2)
     batch = torch.export.Dim("batch", min=1, max=_LARGEST_BATCH)
     return torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
 

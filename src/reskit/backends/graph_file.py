@@ -66,8 +66,7 @@ def trace(model: Servable, metadata: Metadata, *, strict: bool = False) -> fx.Gr
     Raises:
         BackendError: the network does what depends on its data.
     """
-    spec = metadata.signature.inputs[0]
-    example = torch.zeros(2, *(side or 1 for side in spec.shape[1:]), dtype=torch.uint8)
+    example = metadata.signature.inputs[0].zeros(2)
     batch = ({0: torch.export.Dim("batch")},)
     network = _in_bf16(model) if metadata.precision == "bf16" else model
     try:
@@ -234,7 +233,6 @@ def _check_shapes(graph: fx.GraphModule, metadata: Metadata) -> None:
     """Run without computing anything and compare with the signature."""
     pixels, answer = metadata.signature.inputs[0], metadata.signature.outputs[0]
     weights = {name: weight.to("meta") for name, weight in graph.named_buffers()}
-    example = torch.zeros(2, *(side or 1 for side in pixels.shape[1:]), dtype=torch.uint8, device="meta")
-    found = functional_call(graph, weights, (example,))
+    found = functional_call(graph, weights, (pixels.zeros(2, device="meta"),))
     if tuple(found.shape[1:]) != answer.shape[1:] or found.dtype != torch.float32:
         raise ValueError(f"it gives {found.dtype} {tuple(found.shape)}, its metadata says {answer}")

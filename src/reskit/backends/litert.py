@@ -134,15 +134,13 @@ def _converted(model: Servable, metadata: Metadata) -> bytes:
     Raises:
         BackendError: an operator has no form in LiteRT.
     """
-    import torch
-
     spec = metadata.signature.inputs[0]
-    example = torch.zeros(1, *(side or 1 for side in spec.shape[1:]), dtype=torch.uint8)
     try:
         with quiet("torch.utils._pytree"):
             import litert_torch
 
-            converted: bytes = litert_torch.convert(model, sample_kwargs={spec.name: example}).model_content()
+            program = litert_torch.convert(model, sample_kwargs={spec.name: spec.zeros(1)})
+            converted: bytes = program.model_content()
     except Exception as error:  # the converter has no base class of its own for what it cannot do
         raise BackendError(f"{metadata.model} cannot be written for LiteRT: {first_line(error)}") from error
     return converted

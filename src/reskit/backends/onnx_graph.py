@@ -95,7 +95,6 @@ def _export(model: Servable, metadata: Metadata) -> onnx.ModelProto:
     import torch
 
     spec = metadata.signature.inputs[0]
-    example = torch.zeros(2, *(side or 1 for side in spec.shape[1:]), dtype=torch.uint8)
     size = sum(value.nbytes for value in model.state_dict().values())
     if size > _LARGEST:
         raise BackendError(
@@ -105,7 +104,7 @@ def _export(model: Servable, metadata: Metadata) -> onnx.ModelProto:
         with quiet("torch.onnx", "onnxscript", "torch.export"):
             program = torch.onnx.export(
                 model,
-                (example,),
+                (spec.zeros(2),),
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[spec.name],

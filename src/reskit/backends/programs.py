@@ -125,7 +125,7 @@ class Programs:
             torch.no_grad(),
         ):
             graph = load_graph(self._path, self._metadata)
-            example = torch.zeros(batch, *self._shape, dtype=torch.uint8)
+            example = self._metadata.signature.inputs[0].zeros(batch)
             package = Path(scratch, file.name)
             try:
                 aoti_compile_and_package(torch.export.export(graph, (example,)), package_path=str(package))

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = ["INPUT", "OUTPUT", "Servable", "describe", "folded", "servable"]
 
-INPUT, OUTPUT = "image", "logits"
+INPUT, OUTPUT = "image", "output"
 
 
 class Servable(nn.Module):
-    """A network with its preprocessing: uint8 pixels `(N, C, H, W)` to float32 outputs.
+    """A network with its preprocessing: raw pixels `(N, C, H, W)` to float32 outputs.
 
     Scaling an image to `(H, W)` stays outside, normalising is inside, so whoever runs the file cannot
     normalise otherwise than training did.
@@ -63,18 +63,17 @@ def folded(network: nn.Module) -> nn.Module:
 
 def describe(bundle: Bundle, backend: str, precision: Precision) -> Metadata:
     """Return what an exported file says of itself."""
-    preprocess = bundle.task.preprocess
+    task, preprocess = bundle.task, bundle.task.preprocess
+    pixels = TensorSpec(name=INPUT, dtype=task.pixels, shape=(None, preprocess.channels, *preprocess.size))
     with torch.no_grad():
-        outputs = servable(bundle)(torch.zeros(1, preprocess.channels, *preprocess.size, dtype=torch.uint8))
+        outputs = servable(bundle)(pixels.zeros(1))
     return Metadata(
         backend=backend,
         precision=precision,
         model=str(bundle.model.architecture["name"]),
-        task=bundle.task.config(),
+        task=task.config(),
         signature=Signature(
-            inputs=(
-                TensorSpec(name=INPUT, dtype="uint8", shape=(None, preprocess.channels, *preprocess.size)),
-            ),
+            inputs=(pixels,),
             outputs=(TensorSpec(name=OUTPUT, dtype="float32", shape=(None, *outputs.shape[1:])),),
         ),
         bundle=bundle.config.checksum(),

@@ -128,14 +128,13 @@ def calibration_samples(bundle: Bundle) -> np.ndarray:
 
 
 def read_pictures(bundle: Bundle, where: str | Path) -> Tensor:
-    """Read a file, folder or glob of pictures as the bundle does, uint8 `(N, C, H, W)`.
+    """Read a file, folder or glob of pictures as the network is given them, raw `(N, C, H, W)`.
 
     Raises:
         DataError: there is none, or one cannot be read.
     """
-    preprocess = bundle.task.preprocess
-    found = list(find_images(where, preprocess.channels, recursive=True))
-    return torch.stack([preprocess.read(entry.item) for entry in found])
+    found = list(find_images(where, bundle.task.preprocess.channels, recursive=True))
+    return torch.stack([bundle.task.sample(entry.item) for entry in found])
 
 
 def largest_difference(found: np.ndarray, expected: np.ndarray) -> float:

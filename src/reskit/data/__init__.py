@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from reskit.data.loading import EpochSampler, MemoryImages, StreamImages, choose_mode, make_loader
     from reskit.data.memory import DecodedSplit, decode_split
     from reskit.data.sources import Source, open_source
-    from reskit.data.split import OnCorrupt, Split
+    from reskit.data.split import LabelledSplit, OnCorrupt, Split
     from reskit.data.transforms import (
         IMAGENET_MEAN,
         IMAGENET_STD,
@@ -35,6 +35,7 @@ __all__ = [
     "EpochSampler",
     "Found",
     "ImagePreprocess",
+    "LabelledSplit",
     "MemoryImages",
     "Normalize",
     "OnCorrupt",
@@ -66,6 +67,7 @@ _HOME = {
     "decode_split": "memory",
     "Source": "sources",
     "open_source": "sources",
+    "LabelledSplit": "split",
     "OnCorrupt": "split",
     "Split": "split",
     "IMAGENET_MEAN": "transforms",

@@ -15,10 +15,12 @@ class Augment(BaseModel):
     """Random variation of training images; everything is off by default.
 
     Applied in this order: random resized crop, `auto` (streaming only), rotation and translation, padded crop
-    and flip, colour, erasing. Mixup and cutmix are recorded here and applied by the training loop.
+    and flip, flips and turns, colour, erasing. Mixup and cutmix are recorded here and applied by the training
+    loop.
 
     Attributes:
         flip: probability of mirroring left-right; True means 0.5.
+        dihedral: one of the eight flips and quarter turns of a square.
         crop_padding: pixels added on each side before a random crop of the original size.
         padding_mode: what is added.
         random_resized_crop: range of the area taken, as part of the image (Szegedy et al. 2015).
@@ -36,6 +38,7 @@ class Augment(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     flip: Probability = 0.0
+    dihedral: bool = False
     crop_padding: int = Field(default=0, ge=0)
     padding_mode: Literal["zero", "reflect"] = "zero"
     random_resized_crop: tuple[float, float] | None = None

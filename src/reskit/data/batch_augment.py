@@ -14,7 +14,7 @@ from torch import Tensor
 from reskit.data.augment import Augment
 from reskit.errors import ConfigError
 
-__all__ = ["adjust_color", "augment_batch", "crop_flip", "draw_boxes", "erase_boxes", "warp"]
+__all__ = ["adjust_color", "augment_batch", "crop_flip", "draw_boxes", "erase_boxes", "turn", "warp"]
 
 _ERASE_AREA = (0.02, 0.33)  # the ranges of Zhong et al. 2017
 _ERASE_ASPECT = (0.3, 3.3)
@@ -59,6 +59,8 @@ def augment_batch(
         offset = torch.randint(span, (count, 2), generator=generator)
         flip = torch.rand(count, generator=generator) < augment.flip
         images = crop_flip(images, offset, flip, augment.crop_padding, augment.padding_mode)
+    if augment.dihedral:
+        images = turn(images, torch.randint(8, (count,), generator=generator))
     if any(augment.color_jitter):
         factors = torch.stack([uniform(1 - most, 1 + most) for most in augment.color_jitter])
         images = adjust_color(images, *factors)
@@ -67,6 +69,27 @@ def augment_batch(
         boxes = draw_boxes(count, size, _ERASE_AREA, _ERASE_ASPECT, generator)
         images = erase_boxes(images, torch.where(chosen[:, None], boxes, torch.zeros_like(boxes)))
     return images
+
+
+def turn(images: Tensor, which: Tensor) -> Tensor:
+    """Mirror and turn each square image: `which` `(N,)` is the number of quarter turns, and 4 more to mirror.
+
+    Args:
+        images: `(N, ..., H, H)`.
+        which: from 0 to 7.
+
+    Raises:
+        ConfigError: the images are not square.
+    """
+    if images.shape[-1] != images.shape[-2]:
+        raise ConfigError(f"augment.dihedral is for square images, these are {tuple(images.shape[-2:])}")
+    turned = images.clone()
+    for kind in range(1, 8):
+        chosen = which == kind
+        if chosen.any():
+            part = images[chosen]
+            turned[chosen] = torch.rot90(part.flip(-1) if kind >= 4 else part, kind % 4, (-2, -1))
+    return turned
 
 
 def crop_flip(images: Tensor, offset: Tensor, flip: Tensor, padding: int, mode: str = "zero") -> Tensor:

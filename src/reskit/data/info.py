@@ -38,8 +38,8 @@ class DataInfo(BaseModel):
         kind: name of the source kind, such as ``"folder"``.
         title: that kind in words, such as ``"image folder"``.
         location: where the data was opened from.
-        columns: which column holds the ``image`` and which the ``label``.
-        classes: class names; a label is an index into this list.
+        columns: which column holds the ``image`` and which the ``label`` or another target.
+        classes: class names; a label is an index into this list. Empty where there are none.
         splits: counts of each split.
         held_out: the split a final evaluation uses.
         image_sizes: measured on the headers of all images, or of a seeded sample of a large set.
@@ -67,12 +67,13 @@ class DataInfo(BaseModel):
     def lines(self) -> list[str]:
         """Return a few short lines for a person."""
         shown = ", ".join(self.classes[:6]) + (", ..." if len(self.classes) > 6 else "")
+        classes = f"{len(self.classes)} classes ({shown}); " if self.classes else ""
         counts = ", ".join(f"{name} {split.count:,}" for name, split in self.splits.items())
         low, high = self.image_sizes.min, self.image_sizes.max
         extent = f"{low[0]}x{low[1]}" if low == high else f"{low[0]}x{low[1]} to {high[0]}x{high[1]}"
         tone = "grey" if self.channels == 1 else "colour"
         lines = [
-            f"{self.title}: {len(self.classes)} classes ({shown}); {counts}",
+            f"{self.title}: {classes}{counts}",
             f"images {extent} (height x width), {tone}; final evaluation on {self.held_out!r}",
         ]
         if self.corrupt:

@@ -23,7 +23,7 @@ from reskit.data.batch_augment import augment_batch, draw_boxes
 from reskit.data.info import DataInfo
 from reskit.data.memory import decode_split, processors, verify_split
 from reskit.data.seeds import derive_seed
-from reskit.data.split import Split
+from reskit.data.split import LabelledSplit
 from reskit.data.transforms import ImagePreprocess
 from reskit.errors import ConfigError
 
@@ -147,7 +147,12 @@ class StreamImages(Dataset[Batch]):
     """
 
     def __init__(
-        self, split: Split, preprocess: ImagePreprocess, *, augment: Augment | None = None, seed: int = 0
+        self,
+        split: LabelledSplit,
+        preprocess: ImagePreprocess,
+        *,
+        augment: Augment | None = None,
+        seed: int = 0,
     ) -> None:
         self.split = split
         self.preprocess = preprocess
@@ -228,7 +233,7 @@ def choose_mode(
 
 
 def make_loader(
-    split: Split,
+    split: LabelledSplit,
     *,
     preprocess: ImagePreprocess,
     batch_size: int,

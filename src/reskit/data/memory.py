@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reskit.data.split import Split
+from reskit.data.split import LabelledSplit, Split
 from reskit.data.transforms import ImagePreprocess
 from reskit.errors import DataError
 
-__all__ = ["DecodedSplit", "decode_split", "processors", "verify_split"]
+__all__ = ["DecodedSplit", "decode_split", "over_rows", "processors", "verify_split"]
 
 _CHUNK = 64
 
@@ -37,7 +37,9 @@ class DecodedSplit:
     rows: Tensor
 
 
-def decode_split(split: Split, preprocess: ImagePreprocess, *, workers: int | None = None) -> DecodedSplit:
+def decode_split(
+    split: LabelledSplit, preprocess: ImagePreprocess, *, workers: int | None = None
+) -> DecodedSplit:
     """Decode a split into memory, each image once, in threads (decoding and scaling free the interpreter).
 
     Unreadable images are found here, as they are decoded, and dealt with as the split says.
@@ -57,7 +59,7 @@ def decode_split(split: Split, preprocess: ImagePreprocess, *, workers: int | No
     def read(place: int, item: Any) -> None:
         images[place] = preprocess.read(item).permute(1, 2, 0)
 
-    bad = _over_rows(split, rows.tolist(), read, workers)
+    bad = over_rows(split, rows.tolist(), read, workers)
     split.reject({int(rows[place]): reason for place, reason in bad.items()})
     if bad:
         good = torch.ones(len(rows), dtype=torch.bool)
@@ -80,7 +82,7 @@ def verify_split(split: Split, preprocess: ImagePreprocess, *, workers: int | No
         bad = {int(row): str(reason) for row, reason in json.loads(record.read_text()).items()}
     except (OSError, ValueError):
         rows = split.rows.tolist()
-        places = _over_rows(split, rows, lambda _, item: preprocess.decode(item), workers)
+        places = over_rows(split, rows, lambda _, item: preprocess.decode(item), workers)
         bad = {rows[place]: reason for place, reason in places.items()}
         _write(record, json.dumps(bad))
     split.reject(bad)
@@ -102,7 +104,7 @@ def _write(record: Path, text: str) -> None:
         return
 
 
-def _over_rows(
+def over_rows(
     split: Split, rows: Sequence[int], work: Callable[[int, Any], object], workers: int | None
 ) -> dict[int, str]:
     """Call ``work(place, item)`` for every row in threads; return what went wrong, by place."""

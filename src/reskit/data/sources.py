@@ -1,4 +1,4 @@
-"""One door to labelled images, wherever they lie."""
+"""One door to images, wherever they lie, and the labels that come with them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reskit.data.info import DataInfo, ImageSizes, SplitInfo
 from reskit.data.kinds import SOURCES, Found
 from reskit.data.labels import Labels, encode_labels, guess_columns, stratified_holdout
 from reskit.data.seeds import derive_seed
-from reskit.data.split import OnCorrupt, Split
+from reskit.data.split import LabelledSplit, OnCorrupt, Split
 from reskit.errors import DataError
 
 __all__ = ["Source", "open_source"]
@@ -22,21 +22,30 @@ _ORDER = ("train", "validation", "test")
 
 
 class Source:
-    """Labelled images in splits.
+    """Images in splits, and what is known of each.
 
     Attributes:
-        kind: name of the source kind in `SOURCES`.
+        kind: name of the kind of place.
+        title: that kind in words.
         location: where it was opened from.
         classes: class names; labels are indices into them.
         splits: by name: ``train`` and at least one of ``validation`` and ``test``.
-        columns: which column is the ``image`` and which the ``label``.
+        columns: which column is the ``image`` and which the ``label`` or another target.
         notes: what was left aside or decided, in words.
     """
 
     def __init__(
-        self, kind: str, location: str, splits: Mapping[str, Split], columns: dict[str, str], notes: list[str]
+        self,
+        kind: str,
+        location: str,
+        splits: Mapping[str, Split],
+        columns: dict[str, str],
+        notes: list[str],
+        *,
+        title: str,
     ) -> None:
         self.kind = kind
+        self.title = title
         self.location = location
         self.splits = dict(splits)
         self.columns = columns
@@ -72,7 +81,7 @@ class Source:
         low, middle, high = sizes.min(0), np.median(sizes, axis=0), sizes.max(0)
         return DataInfo(
             kind=self.kind,
-            title=SOURCES.get(self.kind).title,
+            title=self.title,
             location=self.location,
             columns=self.columns,
             classes=self.classes,
@@ -143,7 +152,7 @@ def open_source(
     if validation and "validation" not in tables:
         _set_aside("validation", tables, coded, classes, part=validation, seed=seed, notes=notes)
     splits = {
-        name: Split(
+        name: LabelledSplit(
             name,
             tables[name],
             image_column=image,
@@ -158,7 +167,8 @@ def open_source(
     }
     for split in splits.values():
         _check_files(split)
-    return Source(kind, location, splits, {"image": image, "label": label}, notes)
+    columns = {"image": image, "label": label}
+    return Source(kind, location, splits, columns, notes, title=SOURCES.get(kind).title)
 
 
 def _guess(location: str) -> str:
@@ -223,7 +233,4 @@ def _check_files(split: Split) -> None:
 
 
 def _counts(split: Split) -> SplitInfo:
-    counts: Labels = np.bincount(split.labels, minlength=len(split.classes))
-    return SplitInfo(
-        count=len(split), per_class=dict(zip(split.classes, (int(n) for n in counts), strict=True))
-    )
+    return SplitInfo(count=len(split), per_class=split.counts())

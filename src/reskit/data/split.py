@@ -1,4 +1,4 @@
-"""One split of a source: rows of images and their labels."""
+"""One split of a source: rows of images and what is known of each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from reskit.data.labels import Labels
 from reskit.data.seeds import derive_seed
 from reskit.errors import DataError
 
-__all__ = ["Headers", "OnCorrupt", "Split"]
+__all__ = ["Headers", "LabelledSplit", "OnCorrupt", "Split"]
 
 OnCorrupt = Literal["refuse", "skip"]
 Headers = tuple[list[tuple[int, int]], bool]  # sizes (height, width), whether all are grey
@@ -30,14 +30,13 @@ _CHUNK = 4096
 
 
 class Split:
-    """Images and labels of one split, read on demand from a `datasets.Dataset`.
+    """Images of one split, read on demand from a `datasets.Dataset`.
 
     Args:
         name: ``train``, ``validation`` or ``test``.
         dataset: the rows; only the image column is kept.
         image_column: its name.
-        labels: class index of every row ``(N,)``.
-        classes: class names.
+        classes: class names, where there are classes.
         root: folder that relative paths start from.
         on_corrupt: whether an unreadable image is an error or is left out.
         cache_dir: where the record of a verification is kept; the cache of `datasets` by default.
@@ -53,8 +52,7 @@ class Split:
         dataset: datasets.Dataset,
         *,
         image_column: str,
-        labels: Labels,
-        classes: Sequence[str],
+        classes: Sequence[str] = (),
         root: Path | None,
         on_corrupt: OnCorrupt = "refuse",
         cache_dir: Path | None = None,
@@ -65,21 +63,23 @@ class Split:
         self.name = name
         self.dataset = dataset
         self.image_column = image_column
-        self.all_labels = labels
         self.classes = list(classes)
         self.root = root
         self.on_corrupt = on_corrupt
         self.cache_dir = cache_dir or Path(datasets.config.HF_DATASETS_CACHE)
-        self.rows: Labels = np.arange(len(labels), dtype=np.int64)
+        self.rows: Labels = np.arange(len(dataset), dtype=np.int64)
         self.corrupt: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
-    def labels(self) -> Labels:
-        """Class indices of the rows in use ``(len(self),)``."""
-        return self.all_labels[self.rows]
+    def counts(self) -> dict[str, int]:
+        """Return how many rows in use have each class; nothing where rows have none."""
+        return {}
+
+    def target_bytes(self) -> bytes:
+        """Return what is known of all rows but their images, for the fingerprint."""
+        return b""
 
     def item(self, row: int) -> Any:
         """Return what `ImagePreprocess.read` takes, for a row number of the split."""
@@ -102,7 +102,7 @@ class Split:
             reasons: what is wrong with each row.
 
         Raises:
-            DataError: `on_corrupt` is ``"refuse"``, or a class of the training split has no image left.
+            DataError: `on_corrupt` is ``"refuse"``, or nothing is left.
         """
         bad = {row: reason for row, reason in reasons.items() if row not in self.corrupt}
         if not bad:
@@ -116,14 +116,10 @@ class Split:
                 f"({bad[first]}); mend or remove them, or leave them out: --set data.on_corrupt=skip in"
                 " train, --skip-corrupt in evaluate"
             )
-        before = set(np.unique(self.labels).tolist())
         self.corrupt.update(names)
         self.rows = self.rows[~np.isin(self.rows, list(bad))]
         if not len(self.rows):
             raise DataError(f"split {self.name!r} has no readable image left")
-        gone = sorted(before - set(np.unique(self.labels).tolist()))
-        if gone and self.name == "train":
-            raise DataError(f"class {self.classes[gone[0]]!r} has no readable training image")
 
     @cached_property
     def headers(self) -> Headers:
@@ -151,18 +147,18 @@ class Split:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of labels, names and image bytes, the same wherever the data lie.
+        """Hash of targets, names and image bytes, the same wherever the data lie.
 
         Above 256 MiB the bytes of a seeded sample of 2,000 images stand for all; every length still counts.
         """
         digest = hashlib.sha256(json.dumps([self.name, self.classes]).encode())
-        digest.update(self.all_labels.tobytes())
+        digest.update(self.target_bytes())
         lengths: list[int] = []
         for names, sizes in self._names_and_sizes():
             digest.update("\0".join(names).encode())
             lengths.extend(sizes)
         digest.update(np.array(lengths, dtype=np.int64).tobytes())
-        chosen = np.arange(len(self.all_labels))
+        chosen = np.arange(len(self.dataset))
         if sum(lengths) > _FULL_HASH_BYTES and len(chosen) > _SAMPLE:
             generator = np.random.default_rng(derive_seed(0, "fingerprint"))
             chosen = np.sort(generator.choice(chosen, _SAMPLE, replace=False))
@@ -173,7 +169,7 @@ class Split:
 
     def _names_and_sizes(self) -> Iterator[tuple[list[str], list[int]]]:
         arrow = self.dataset.with_format("arrow")
-        for start in range(0, len(self.all_labels), _CHUNK):
+        for start in range(0, len(self.dataset), _CHUNK):
             column = arrow[start : start + _CHUNK][self.image_column]
             column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
             if pa.types.is_struct(column.type):
@@ -201,6 +197,41 @@ class Split:
             fits = array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255
             return array.astype(np.uint8) if fits else array
         return value
+
+
+class LabelledSplit(Split):
+    """Images with one class each.
+
+    Args:
+        labels: class index of every row ``(N,)``.
+        *args, **settings: as `Split`.
+    """
+
+    def __init__(self, *args: Any, labels: Labels, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.all_labels = labels
+
+    @property
+    def labels(self) -> Labels:
+        """Class indices of the rows in use ``(len(self),)``."""
+        return self.all_labels[self.rows]
+
+    def counts(self) -> dict[str, int]:
+        """See `Split.counts`."""
+        found = np.bincount(self.labels, minlength=len(self.classes))
+        return dict(zip(self.classes, (int(n) for n in found), strict=True))
+
+    def target_bytes(self) -> bytes:
+        """See `Split.target_bytes`."""
+        return self.all_labels.tobytes()
+
+    def reject(self, reasons: Mapping[int, str]) -> None:
+        """See `Split.reject`; also refuses that a class of the training split has no image left."""
+        before = set(np.unique(self.labels).tolist())
+        super().reject(reasons)
+        gone = sorted(before - set(np.unique(self.labels).tolist()))
+        if gone and self.name == "train":
+            raise DataError(f"class {self.classes[gone[0]]!r} has no readable training image")
 
 
 def _content(item: Any) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,12 @@ from rich.table import Table
 
 from reskit.data import Source
 from reskit.files import to_json, write_text
-from reskit.tasks import Task
+from reskit.tasks import TASKS, Answered, Task
 
 __all__ = ["metrics_table", "write_report"]
 
 _MAX_ROWS = 40
 _CLASS_COLUMNS = ("target", "prediction")
-
-_MEANING = {
-    "top1": "share of examples whose most probable class is right",
-    "top5": "share of examples whose class is among the five most probable",
-    "cross_entropy": "mean negative log-likelihood of the true class, in nats; lower is better",
-    "precision": "of what was called a class, the share that is; mean over classes",
-    "recall": "of what is a class, the share found; mean over classes",
-    "f1": "harmonic mean of precision and recall; mean over classes",
-    "ece": "expected calibration error: mean gap between confidence and accuracy; lower is better",
-}
 
 
 def write_report(
@@ -40,6 +30,7 @@ def write_report(
     metrics: Mapping[str, float],
     analysis: Mapping[str, Any],
     examples: Mapping[str, np.ndarray],
+    answered: Callable[[int], Answered],
     source: Source,
 ) -> dict[str, Path]:
     """Write `metrics.json`, `examples.csv`, the task's pictures and `report.md` into a folder.
@@ -51,6 +42,7 @@ def write_report(
         metrics: scalar figures by name.
         analysis: the task's tables, JSON values.
         examples: one row an example, as columns `(N,)`; `index` is the row number in the split.
+        answered: reads and answers a row of the examples again.
         source: where the examples are.
 
     Returns:
@@ -60,13 +52,7 @@ def write_report(
         OutputError: the file system refuses.
         DataError: an image that is to be shown cannot be read any more.
     """
-
-    def image(row: int) -> np.ndarray:
-        """Return example `row` of the split as the network sees it, uint8 `(H, W, C)`."""
-        pixels: np.ndarray = task.preprocess.read(source[split].item(row)).permute(1, 2, 0).numpy()
-        return pixels
-
-    pictures = task.draw(analysis, examples, image, folder)
+    pictures = task.draw(analysis, examples, answered, folder)
     files = {
         "report": folder / "report.md",
         "metrics": folder / "metrics.json",
@@ -93,12 +79,13 @@ def metrics_table(metrics: Mapping[str, float], title: str | None = None) -> Tab
     return table
 
 
-def _metric_rows(metrics: Mapping[str, float], first: str = "top1") -> list[dict[str, Any]]:
-    """Return metrics with what they mean, the main one first, the others in the order of `_MEANING`."""
-    order = [first, *_MEANING]
+def _metric_rows(metrics: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Return metrics with what they mean, in the order in which the tasks name them, the main one first."""
+    meaning = {name: text for task in TASKS for name, text in TASKS.get(task).meanings.items()}
+    order = list(meaning)
     names = sorted(metrics, key=lambda name: order.index(name) if name in order else len(order))
     return [
-        {"metric": name, "value": float(metrics[name]), "meaning": _MEANING.get(name, "")} for name in names
+        {"metric": name, "value": float(metrics[name]), "meaning": meaning.get(name, "")} for name in names
     ]
 
 
@@ -131,16 +118,16 @@ def _page(
         "# Evaluation",
         "",
         f"**{task.main_metric} {metrics[task.main_metric]:.4f}** on the {count:,} examples of `{split}`"
-        f" of {_cell(source.location)}, {len(task.labels)} classes.",
+        f" of {_cell(source.location)}" + (f", {len(task.labels)} classes." if task.labels else "."),
         "",
-        *_table(_metric_rows(metrics, first=task.main_metric)),
+        *_table(_metric_rows(metrics)),
     ]
     if "confusion" in analysis and (pairs := _confused(analysis["confusion"], task.labels)):
         lines += ["", "## Most frequent mistakes", "", *_table(pairs)]
     for name, path in pictures.items():
         lines += ["", f"## {name.replace('_', ' ').capitalize()}", "", f"![{name}]({path.name})"]
     if per_class := analysis.get("per_class"):
-        lines += ["", "## Classes", "", *_class_table(per_class)]
+        lines += ["", "## Classes", "", *_class_table(per_class, task.weakest_by)]
     lines += [
         "",
         "Every example is in [examples.csv](examples.csv), every figure in [metrics.json](metrics.json).",
@@ -149,9 +136,9 @@ def _page(
     return "\n".join(lines)
 
 
-def _class_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the per-class table, of many classes those with the lowest F1, worst first."""
-    ordered = sorted(rows, key=lambda row: float(row.get("f1", 0.0)))
+def _class_table(rows: Sequence[Mapping[str, Any]], weakest_by: str) -> list[str]:
+    """Return the per-class table, of many classes the weakest only, worst first."""
+    ordered = sorted(rows, key=lambda row: float(row.get(weakest_by, 0.0)))
     left = len(ordered) - _MAX_ROWS
     said = f"The {_MAX_ROWS} weakest of {len(ordered)} classes" if left > 0 else "The weakest come first"
     return [f"{said}.", "", *_table(ordered[:_MAX_ROWS])]

@@ -10,15 +10,25 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from reskit.backends.answers import answers
 from reskit.bundle import Bundle
-from reskit.data import OnCorrupt, Source, choose_mode, make_loader, open_source
+from reskit.config import DataConfig
+from reskit.data import OnCorrupt, Source, choose_mode
 from reskit.errors import DataError, did_you_mean
 from reskit.evaluation.report import write_report
-from reskit.tasks import Batch, Task
+from reskit.tasks import Answered, Batch, Feeding, Task
 
-__all__ = ["Evaluation", "evaluate", "measure", "network_answers", "open_as_trained"]
+__all__ = [
+    "Evaluation",
+    "assess",
+    "evaluate",
+    "held_out_loader",
+    "measure",
+    "network_answers",
+    "open_as_trained",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,19 +90,16 @@ def evaluate(
         bundle = Bundle.load(bundle)
     answer = answers(bundle, engine)
     source = data if isinstance(data, Source) else open_as_trained(bundle, data, on_corrupt)
-    info, task = source.describe(), bundle.task
-    split = split or info.held_out
-    if split not in source.splits:
-        raise DataError(f"{info.location} has no split {split!r}{did_you_mean(split, source.splits)}")
-    if list(info.classes) != task.labels:
-        raise DataError(
-            f"{info.location} has the classes {_shown(info.classes)},"
-            f" the bundle was trained on {_shown(task.labels)}"
-        )
-    mode, _ = choose_mode(info, task.preprocess)
-    loader = make_loader(source[split], preprocess=task.preprocess, batch_size=batch_size, mode=mode)
-    metrics, examples = measure(lambda batch: answer(batch["image"]), loader, task)
-    return summarise(task, split=split, metrics=metrics, examples=examples, source=source, out=out)
+    task = bundle.task
+    loader, split = held_out_loader(task, source, split=split, batch_size=batch_size)
+    return assess(
+        task,
+        lambda batch: task.outputs(answer, batch["image"]),
+        loader,
+        split=split,
+        source=source,
+        out=out,
+    )
 
 
 def open_as_trained(
@@ -100,25 +107,52 @@ def open_as_trained(
 ) -> Source:
     """Open data with the settings of the bundle's own run."""
     settings = bundle.config.provenance.get("settings", {})
-    trained = settings.get("data", {})
-    drawn = {"seed": settings.get("training", {}).get("seed", 0)}
-    for name in ("image_column", "label_column", "holdout", "validation"):
-        if name in trained:
-            drawn[name] = trained[name]
-    return open_source(trained.get("path") if data is None else data, on_corrupt=on_corrupt, **drawn)
+    trained = DataConfig.model_validate(settings.get("data", {}))
+    path = trained.path if data is None else str(data)
+    own = data is None or str(data) == trained.path
+    asked = trained.model_copy(
+        update={"path": path, "on_corrupt": on_corrupt, "test": trained.test if own else None}
+    )
+    return bundle.task.open(asked, seed=settings.get("training", {}).get("seed", 0))
 
 
-def summarise(
+def held_out_loader(
+    task: Task, source: Source, *, split: str | None = None, batch_size: int, shuffle: bool = False
+) -> tuple[DataLoader[Any], str]:
+    """Return batches of a split to measure on, the held-out one when none is named, and its name.
+
+    Raises:
+        DataError: there is no such split, the data have other classes, or an example cannot be read.
+    """
+    info = source.describe()
+    split = split or info.held_out
+    if split not in source.splits:
+        raise DataError(f"{info.location} has no split {split!r}{did_you_mean(split, source.splits)}")
+    task.check(source)
+    mode, _ = choose_mode(info, task.stored(info))
+    return task.loader(source[split], Feeding(batch_size=batch_size, mode=mode, shuffle=shuffle)), split
+
+
+def assess(
     task: Task,
+    answer: Callable[[Batch], Tensor],
+    loader: DataLoader[Any],
     *,
     split: str,
-    metrics: dict[str, float],
-    examples: dict[str, np.ndarray],
     source: Source,
-    out: str | Path | None,
+    out: str | Path | None = None,
 ) -> Evaluation:
-    """Turn the rows of an evaluation into tables and, given a folder, into a report with plots."""
+    """Measure what answers over a split, make tables of it and, given a folder, a report with plots."""
+    metrics, examples = measure(answer, loader, task)
     analysis = task.analyse(examples)
+    dataset: Any = loader.dataset
+    place = {int(row): i for i, row in enumerate(source[split].rows)}
+
+    @torch.no_grad()
+    def answered(row: int) -> Answered:
+        batch = dataset.__getitems__([place[int(examples["index"][row])]])
+        return Answered(batch, answer(batch).float().cpu())
+
     files = {}
     if out is not None:
         files = write_report(
@@ -128,6 +162,7 @@ def summarise(
             metrics=metrics,
             analysis=analysis,
             examples=examples,
+            answered=answered,
             source=source,
         )
     return Evaluation(split=split, metrics=metrics, analysis=analysis, examples=examples, files=files)
@@ -139,8 +174,10 @@ def network_answers(model: nn.Module, task: Task, device: torch.device) -> Calla
 
     def answer(batch: Batch) -> Tensor:
         task.normalize.to(device)
-        outputs: Tensor = model(task.inputs({name: value.to(device) for name, value in batch.items()}))
-        return outputs
+        if "features" in batch:
+            outputs: Tensor = model(batch["features"].to(device))
+            return outputs
+        return task.outputs(lambda pixels: model(task.inputs({"image": pixels})), batch["image"].to(device))
 
     return answer
 
@@ -175,8 +212,3 @@ def measure(
         {name: float(value) for name, value in metrics.compute().items()},
         {name: torch.cat(values).numpy() for name, values in columns.items()},
     )
-
-
-def _shown(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:5]) + (f", ... ({len(names)})" if len(names) > 5 else "")

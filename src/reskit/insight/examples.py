@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from reskit.data import Source, make_loader
+from reskit.data import Source
 from reskit.errors import ConfigError, DataError, did_you_mean
 from reskit.evaluation.run import network_answers
-from reskit.tasks import Batch, Task
+from reskit.tasks import Batch, Feeding, Task
 
 __all__ = ["Examples", "choosing_split"]
 
@@ -25,7 +25,7 @@ class Examples:
     Attributes:
         task: how they are prepared and scored.
         split: where they are from.
-        batches: what `make_loader` gives.
+        batches: what the task's loader gives.
         device: where networks run.
     """
 
@@ -46,12 +46,11 @@ class Examples:
             raise ConfigError(f"examples is {count} and batch_size {batch_size}: give positive numbers")
         if split not in source.splits:
             raise DataError(f"{source.location} has no split {split!r}{did_you_mean(split, source.splits)}")
-        if source.classes != task.labels:
-            raise DataError(f"{source.location} has other classes than the bundle was trained on")
+        task.check(source)
         part = copy.copy(source[split])
         part.corrupt = dict(part.corrupt)
         part.rows = part.rows[np.linspace(0, len(part) - 1, min(count, len(part))).astype(int)]
-        batches = list(make_loader(part, preprocess=task.preprocess, batch_size=batch_size))
+        batches = list(task.loader(part, Feeding(batch_size=batch_size)))
         device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         return cls(task, split, batches, device)
 

@@ -10,6 +10,7 @@ from reskit.models.nin import NiN
 from reskit.models.preact import PreActResNet
 from reskit.models.registry import MODELS, ModelEntry, create_model, list_models
 from reskit.models.resnet import ResNet
+from reskit.models.restoration import RestorationNet
 from reskit.models.summary import model_summary
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "NiN",
     "PreActResNet",
     "ResNet",
+    "RestorationNet",
     "create_model",
     "identify",
     "list_models",

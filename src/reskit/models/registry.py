@@ -28,6 +28,7 @@ class ModelEntry:
         num_classes: classes of the data it was published on; None where the arguments say it.
         input_size: `(C, H, W)` it was published at.
         paper: where it was published.
+        task: what it is made for: ``classify``, or how it is fed otherwise, such as ``restore``.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ModelEntry:
     num_classes: int | None
     input_size: tuple[int, int, int]
     paper: str
+    task: str = "classify"
 
     @property
     def options(self) -> list[str]:
@@ -52,8 +54,9 @@ def register_family(
     build: Callable[..., Backbone],
     table: Mapping[str, tuple[Mapping[str, Any], int | None, str]],
     *,
-    num_classes: int,
+    num_classes: int | None = None,
     input_size: tuple[int, int, int],
+    task: str = "classify",
 ) -> None:
     """Register a table of variants: name to arguments, number of parameters and paper."""
     for name, (arguments, parameters, paper) in table.items():
@@ -65,13 +68,14 @@ def register_family(
             num_classes=num_classes,
             input_size=input_size,
             paper=paper,
+            task=task,
         )
         MODELS.add(name, entry)
 
 
-def list_models(pattern: str = "*") -> list[str]:
-    """Return the sorted names of the models that match a shell-style `pattern`."""
-    return MODELS.names(pattern)
+def list_models(pattern: str = "*", *, task: str | None = None) -> list[str]:
+    """Return the sorted names of the models that match a shell-style `pattern`, all or those for a task."""
+    return [name for name in MODELS.names(pattern) if task is None or MODELS.get(name).task == task]
 
 
 def create_model(
@@ -87,7 +91,8 @@ def create_model(
 
     Args:
         name: one of :func:`list_models`.
-        num_classes: width of the logits, as published by default; 0 for the pooled vector.
+        num_classes: width of the logits, as published by default; 0 for the pooled vector. Networks that
+            know no classes take none.
         in_channels: channels of the images.
         weights: what to load: a file of any known format, a bundle's folder, ``hf:owner/name``,
             ``torchvision:ResNet50_Weights.DEFAULT`` or torchvision's member itself, or the several files of
@@ -119,22 +124,17 @@ def create_model(
         raise ModelError(
             f"arguments of model {name!r} must be JSON values, to be saved with it: {error}"
         ) from None
-    num_classes = entry.num_classes if num_classes is None else num_classes
-    model = entry.build(
-        num_classes=num_classes,
-        in_channels=in_channels,
-        features_only=features_only,
-        **{**entry.arguments, **architecture},
-    )
-    model.architecture = {
-        "name": name,
-        "num_classes": num_classes,
-        "in_channels": in_channels,
-        **architecture,
-    }
+    given: dict[str, Any] = {"in_channels": in_channels}
+    if "num_classes" in inspect.signature(entry.build).parameters:
+        given = {"num_classes": entry.num_classes if num_classes is None else num_classes, **given}
+    elif num_classes is not None:
+        raise ModelError(f"model {name!r} knows no classes: leave num_classes out")
+    model = entry.build(**given, features_only=features_only, **{**entry.arguments, **architecture})
+    model.architecture = {"name": name, **given, **architecture}
     if features_only:
         model.architecture["features_only"] = True
     if weights is not None:
         # A network built without a head has no use for the head in the file.
-        load_into(model, weights, ignore=(model.head_name,) if model.num_classes == 0 else ())
+        headless = model.num_classes == 0 and "num_classes" in given
+        load_into(model, weights, ignore=(model.head_name,) if headless else ())
     return model

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +14,9 @@ from torch import Tensor
 from reskit.backends.answers import answers
 from reskit.backends.plan import Guard
 from reskit.bundle import Bundle
-from reskit.data import Source, choose_mode, make_loader
+from reskit.data import Source
 from reskit.errors import DataError
-from reskit.evaluation import measure, open_as_trained
+from reskit.evaluation import held_out_loader, measure, open_as_trained
 from reskit.tasks import Batch
 
 __all__ = ["AGREEMENT_DROP", "Examples", "guard_examples"]
@@ -34,7 +33,7 @@ class Examples:
 
     Args:
         bundle: gives the task.
-        batches: all of one size, `image` uint8 `(N, C, H, W)`.
+        batches: as the task's loader gives them.
         outputs: of float32 eager, a tensor a batch.
         on: what the examples are, for people.
         metric: name of the metric, for people.
@@ -63,16 +62,20 @@ class Examples:
         )
 
     def score(self, answer: Callable[[np.ndarray], np.ndarray]) -> float:
-        """Return the metric of what answers pixels uint8 `(N, C, H, W)`."""
-        return self._score(lambda batch: torch.from_numpy(answer(batch["image"].contiguous().numpy())))
+        """Return the metric of what answers raw pixels `(N, C, H, W)`."""
+
+        def network(pixels: Tensor) -> Tensor:
+            return torch.from_numpy(answer(pixels.contiguous().numpy()))
+
+        return self._score(lambda batch: self.task.outputs(network, batch["image"]))
 
     def accepts(self, metric: float) -> bool:
         """Tell whether a metric is close enough to float32's; one that is not finite never is."""
         return self.points_lost(metric) <= self.guard.max_drop
 
     def points_lost(self, metric: float) -> float:
-        """Return by how much a metric is worse than float32's, in hundredths."""
-        drop = 100 * (self.guard.float32 - metric)
+        """Return by how much a metric is worse than float32's, in the task's units of loss."""
+        drop = (self.guard.float32 - metric) / self.task.drop[1]
         return drop if self.task.higher_is_better else -drop
 
     def _score(self, answer: Callable[[Batch], Tensor]) -> float:
@@ -96,35 +99,32 @@ def guard_examples(
     Args:
         bundle: what is guarded.
         data: labelled data.
-        pictures: uint8 `(N, C, H, W)` without labels.
-        batch_size: examples a batch; what does not fill the last batch is left out.
+        pictures: raw `(N, C, H, W)` without labels.
+        batch_size: examples a batch.
         max_drop: points of the task's main metric.
         say: told where the examples come from.
 
     Raises:
-        DataError: `data` cannot be read or has too few examples.
+        DataError: `data` cannot be read.
     """
     task = bundle.task
     if pictures is None:
         try:
-            loader, on = _held_out(bundle, data, batch_size)
+            source = data if isinstance(data, Source) else open_as_trained(bundle, data)
+            loader, split = held_out_loader(task, source, batch_size=batch_size, shuffle=True)
         except DataError as error:
             if data is not None:
                 raise
             say(f"no labelled data to guard accuracy with ({error}); agreement with float32 is held instead")
         else:
-            kept, outputs = _answered(
-                bundle, (batch for batch in loader if len(batch["index"]) == batch_size)
-            )
-            if not kept:
-                raise DataError(f"{on} has fewer than {batch_size} examples: too few to guard accuracy with")
+            on = f"{split} of {source.location}"
+            kept, outputs = _answered(bundle, loader)
             return Examples(bundle, kept, outputs, on=on, metric=task.main_metric, max_drop=max_drop)
     stored = bundle.samples["samples"] if pictures is None else pictures
     unlabelled: Iterable[Batch] = ({"image": chunk} for chunk in torch.split(stored, batch_size))
     kept, outputs = _answered(bundle, unlabelled)
     batches: list[Batch] = [
-        {**batch, "label": out.argmax(1), "index": torch.arange(len(out))}
-        for batch, out in zip(kept, outputs, strict=True)
+        {**batch, **task.agreement(out)} for batch, out in zip(kept, outputs, strict=True)
     ]
     return Examples(
         bundle,
@@ -136,29 +136,12 @@ def guard_examples(
     )
 
 
-def _held_out(bundle: Bundle, data: str | Path | Source | None, batch_size: int) -> tuple[Any, str]:
-    """Return a loader of the held-out split in random order, and its name."""
-    source = data if isinstance(data, Source) else open_as_trained(bundle, data)
-    info = source.describe()
-    if list(info.classes) != bundle.task.labels:
-        raise DataError(f"{info.location} has other classes than the bundle")
-    mode, _ = choose_mode(info, bundle.task.preprocess)
-    loader = make_loader(
-        source[info.held_out],
-        preprocess=bundle.task.preprocess,
-        batch_size=batch_size,
-        mode=mode,
-        shuffle=True,
-    )
-    return loader, f"{info.held_out} of {info.location}"
-
-
 def _answered(bundle: Bundle, batches: Iterable[Batch]) -> tuple[list[Batch], list[Tensor]]:
     """Return as many batches as eager answers in `SECONDS`, and its answers."""
     kept, outputs = [], []
     answer, deadline = answers(bundle, "eager"), time.perf_counter() + SECONDS
     for batch in islice(batches, 10_000):
-        outputs.append(answer(batch["image"]))
+        outputs.append(bundle.task.outputs(answer, batch["image"]))
         kept.append(batch)
         if time.perf_counter() > deadline:
             break

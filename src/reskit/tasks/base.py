@@ -1,26 +1,69 @@
-"""What differs between tasks, and nothing else: head, loss, metrics, decoding."""
+"""What differs between tasks, and nothing else: data, head, loss, metrics, decoding."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from reskit.config import Recipe
-from reskit.data import DataInfo, ImagePreprocess
+from reskit.config import DataConfig, Recipe
+from reskit.data import DataInfo, ImagePreprocess, Source, Split
+from reskit.data.augment import Augment
+from reskit.data.loading import Mode
+from reskit.errors import ConfigError, DataError, did_you_mean
 from reskit.models import Backbone
 from reskit.registry import Registry
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+    from torch.utils.data import DataLoader
     from torchmetrics import MetricCollection
 
-__all__ = ["TASKS", "Batch", "Task"]
+__all__ = ["TASKS", "Answered", "Batch", "Feeding", "Network", "Task", "TaskSettings"]
 
 Batch = Mapping[str, Tensor]
+Network = Callable[[Tensor], Tensor]
+"""Raw pixels `(N, C, H, W)`, as an engine takes them, to the network's outputs."""
+
+
+class TaskSettings(BaseModel):
+    """What a recipe may say of one task, under ``task.arguments``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Feeding(NamedTuple):
+    """How batches of a split are made.
+
+    Attributes:
+        batch_size: examples at once.
+        mode: whether examples are kept in memory or read again.
+        augment: variation of the examples; None for evaluation, which also goes in order.
+        shuffle: a new order every epoch.
+        seed: of order and augmentation.
+        workers: loader processes; chosen when absent.
+        pin_memory: for copies to a GPU.
+    """
+
+    batch_size: int
+    mode: Mode = "memory"
+    augment: Augment | None = None
+    shuffle: bool = False
+    seed: int = 0
+    workers: int | None = None
+    pin_memory: bool = False
+
+
+class Answered(NamedTuple):
+    """One example of an evaluation: what went in and what came out, each with a batch of one."""
+
+    batch: Batch
+    outputs: Tensor
 
 
 class Task(ABC):
@@ -28,42 +71,142 @@ class Task(ABC):
 
     A task is made from a recipe and what was found in the data (`from_recipe`), or from a bundle
     (`from_config`); both read, score and decode alike, so training and serving cannot disagree. It
-    knows nothing of devices, loops or file formats.
+    knows nothing of devices, loops or engines.
 
     Args:
         preprocess: how a raw example becomes the network's input.
-        labels: class names, in the order of the network's outputs.
+        labels: class names, in the order of the network's outputs; empty where there are none.
+        settings: what the recipe says of the task.
     """
 
     name: ClassVar[str]
     main_metric: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
+    meanings: ClassVar[Mapping[str, str]] = {}
+    """What each metric means, in the order they are shown, the main one first."""
+    weakest_by: ClassVar[str] = "f1"
+    """The column of the table of classes that tells weak ones."""
+    drop: ClassVar[tuple[float, float, str]] = (0.5, 0.01, "points")
+    """What an engine may lose of the main metric: so many units, of so much each, and their name."""
+    pixels: ClassVar[Literal["uint8", "float32"]] = "uint8"
+    """What raw pixels, from 0 to 255, come as."""
+    statistics: ClassVar[Literal["none"] | None] = None
+    """How pixels are always scaled, whatever a recipe says of ``preprocess.statistics``."""
+    pipeline_tag: ClassVar[str]
+    """The Hugging Face Hub's name of the task."""
+    Settings: ClassVar[type[TaskSettings]] = TaskSettings
 
-    def __init__(self, *, preprocess: ImagePreprocess, labels: list[str]) -> None:
+    def __init__(
+        self, *, preprocess: ImagePreprocess, labels: Sequence[str] = (), settings: TaskSettings | None = None
+    ) -> None:
         self.preprocess = preprocess
-        self.labels = labels
+        self.labels = list(labels)
+        self.settings = settings or self.Settings()
         self.normalize = preprocess.normalize()
 
     @classmethod
-    @abstractmethod
-    def from_recipe(cls, recipe: Recipe, info: DataInfo, preprocess: ImagePreprocess) -> Task:
+    def from_recipe(cls, recipe: Recipe, info: DataInfo, preprocess: ImagePreprocess) -> Self:
         """Make the task a recipe asks for on the data at hand."""
+        return cls(preprocess=preprocess, labels=info.classes, settings=cls.read_settings(recipe))
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Make the task again from what `config` returned."""
+        return cls(
+            preprocess=ImagePreprocess.model_validate(config["preprocess"]),
+            labels=config["labels"],
+            settings=cls.Settings.model_validate(config.get("settings", {})),
+        )
+
+    def config(self) -> dict[str, Any]:
+        """Return what a bundle stores: JSON values only, enough for `from_config`."""
+        return {
+            "name": self.name,
+            "labels": self.labels,
+            "preprocess": self.preprocess.model_dump(mode="json"),
+            "settings": self.settings.model_dump(mode="json"),
+        }
+
+    @classmethod
+    def read_settings(cls, recipe: Recipe) -> Any:
+        """Return the settings under ``task.arguments`` of a recipe, an instance of `Settings`.
+
+        Raises:
+            ConfigError: a key is unknown or a value out of range.
+        """
+        known = cls.Settings.model_fields
+        for key in recipe.task.arguments:
+            if key not in known:
+                raise ConfigError(f"task {cls.name!r} has no argument {key!r}{did_you_mean(key, known)}")
+        try:
+            return cls.Settings.model_validate(recipe.task.arguments)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, ("task.arguments", *first["loc"])))
+            raise ConfigError(f"{where}: {first['msg']}") from None
+
+    # Data.
 
     @classmethod
     @abstractmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Task:
-        """Make the task again from what `config` returned."""
+    def open(cls, data: DataConfig, *, seed: int) -> Source:
+        """Open the data a recipe names.
+
+        Raises:
+            DataError: they cannot be read, or are not of this task's kind.
+        """
+
+    @classmethod
+    def geometry(cls, recipe: Recipe, info: DataInfo) -> ImagePreprocess:
+        """Return how an image becomes input, what the recipe leaves open suited to the data."""
+        asked = recipe.preprocess
+        suited = ImagePreprocess.from_info(
+            info, size=asked.size, interpolation=asked.interpolation or "bilinear"
+        )
+        said = {"resize": asked.resize, "crop_fraction": asked.crop_fraction}
+        return suited.model_copy(update={name: value for name, value in said.items() if value is not None})
+
+    def check(self, source: Source) -> None:
+        """Refuse data of other classes.
+
+        Raises:
+            DataError: naming both.
+        """
+        if source.classes != self.labels:
+            raise DataError(
+                f"{source.location} has the classes {_shown(source.classes)},"
+                f" the bundle was trained on {_shown(self.labels)}"
+            )
 
     @abstractmethod
-    def config(self) -> dict[str, Any]:
-        """Return what a bundle stores: JSON values only, enough for `from_config`."""
+    def loader(self, split: Split, feeding: Feeding) -> DataLoader[Any]:
+        """Return batches of a split: `image` as `pixels` says, `index` (row numbers), and the targets.
+
+        Raises:
+            DataError: an example cannot be read, and the split refuses that.
+            ConfigError: what is asked for does not go together.
+        """
+
+    def stored(self, info: DataInfo) -> ImagePreprocess:
+        """Return the size at which examples are kept in memory; of the network's input unless overridden."""
+        return self.preprocess
+
+    def read(self, item: Any) -> Tensor:
+        """Read an image to be answered, uint8 `(C, h, w)`; arguments and errors of `ImagePreprocess.read`."""
+        return self.preprocess.read(item)
+
+    def sample(self, item: Any) -> Tensor:
+        """Return what the network would be given of an image, raw, of `preprocess.size`: `(C, H, W)`."""
+        return self.read(item)
+
+    # Training.
 
     @abstractmethod
     def build_model(self, recipe: Recipe) -> Backbone:
         """Return the recipe's network, its weights random, with the head this task needs."""
 
     def inputs(self, batch: Batch) -> Tensor:
-        """Return the network's input: images uint8 `(N, C, H, W)` to normalised float.
+        """Return the network's input: raw pixels `(N, C, H, W)` to normalised float.
 
         A batch of features, kept from a network that rests, goes to the head as it is.
         """
@@ -84,6 +227,12 @@ class Task(ABC):
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Return the scalar that training lowers; `target` may come from `mix`."""
 
+    # Evaluation.
+
+    def outputs(self, network: Network, images: Tensor) -> Tensor:
+        """Return the outputs for images as the loader gives them; the network's own unless overridden."""
+        return network(images)
+
     @abstractmethod
     def metrics(self) -> MetricCollection:
         """Return fresh scalar metrics, updated with `(outputs, target)`; they must not sync by themselves."""
@@ -101,17 +250,51 @@ class Task(ABC):
         self,
         analysis: Mapping[str, Any],
         examples: Mapping[str, np.ndarray],
-        images: Callable[[int], np.ndarray],
+        answered: Callable[[int], Answered],
         folder: Path,
     ) -> dict[str, Path]:
         """Draw an evaluation into PNG files and return them by name.
 
-        `images(i)` is example `i` of the split, uint8 `(H, W, C)`.
+        `answered(i)` is row `i` of the examples, read and answered again.
         """
+
+    def agreement(self, outputs: Tensor) -> Batch:
+        """Return targets that say the network's own outputs, to guard engines by where no truth is known.
+
+        Raises:
+            DataError: this task cannot do without.
+        """
+        raise DataError(f"the task {self.name} is guarded by examples with a truth: give --data")
+
+    # Prediction.
+
+    blank: ClassVar[Mapping[str, Any]]
+    """The record of an example that could not be answered."""
 
     @abstractmethod
     def decode(self, outputs: Tensor) -> list[dict[str, Any]]:
-        """Return one record an example that a person can read: label, confidence, top."""
+        """Return one record an example that a person can read, with the keys of `blank`."""
+
+    def pictures(self, image: Tensor, outputs: Tensor) -> dict[str, np.ndarray]:
+        """Return what is worth saving as a picture of one answer, uint8 `(H, W)` or `(H, W, 3)`, by name.
+
+        Args:
+            image: as `read` gave it, `(C, h, w)`.
+            outputs: of a batch of this one.
+        """
+        return {}
+
+    @abstractmethod
+    def words(self, record: Mapping[str, Any]) -> dict[str, str]:
+        """Return a record as the cells of a table for people, the most important first."""
+
+    @abstractmethod
+    def columns(self) -> list[pa.Field]:
+        """Return the pyarrow fields of a record."""
 
 
 TASKS: Registry[type[Task]] = Registry("task")
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f", ... ({len(names)})" if len(names) > 5 else "")

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
-from reskit.config import Recipe
-from reskit.data import DataInfo, ImagePreprocess
+from reskit.config import DataConfig, Recipe
+from reskit.data import DataInfo, ImagePreprocess, LabelledSplit, Source, Split, make_loader, open_source
 from reskit.models import Backbone, create_model
-from reskit.tasks.base import TASKS, Batch, Task
+from reskit.tasks.base import TASKS, Answered, Batch, Feeding, Task, TaskSettings
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+    from torch.utils.data import DataLoader
     from torchmetrics import MetricCollection
 
 __all__ = ["CALIBRATION_BINS", "Classify"]
@@ -39,17 +42,29 @@ class Classify(Task):
 
     name = "classify"
     main_metric = "top1"
+    meanings: ClassVar[Mapping[str, str]] = {
+        "top1": "share of examples whose most probable class is right",
+        "top5": "share of examples whose class is among the five most probable",
+        "cross_entropy": "mean negative log-likelihood of the true class, in nats; lower is better",
+        "precision": "of what was called a class, the share that is; mean over classes",
+        "recall": "of what is a class, the share found; mean over classes",
+        "f1": "harmonic mean of precision and recall; mean over classes",
+        "ece": "expected calibration error: mean gap between confidence and accuracy; lower is better",
+    }
+    pipeline_tag = "image-classification"
+    blank: ClassVar[Mapping[str, Any]] = {"label": None, "confidence": None, "top": []}
 
     def __init__(
         self,
         *,
         preprocess: ImagePreprocess,
-        labels: list[str],
+        labels: Sequence[str],
+        settings: TaskSettings | None = None,
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
     ) -> None:
-        super().__init__(preprocess=preprocess, labels=labels)
+        super().__init__(preprocess=preprocess, labels=labels, settings=settings)
         self.label_smoothing = label_smoothing
         classes = len(labels)
         mixers = [v2.MixUp(alpha=mixup, num_classes=classes)] if mixup else []
@@ -61,26 +76,35 @@ class Classify(Task):
         """See `Task.from_recipe`."""
         return cls(
             preprocess=preprocess,
-            labels=list(info.classes),
+            labels=info.classes,
+            settings=cls.read_settings(recipe),
             label_smoothing=recipe.training.label_smoothing,
             mixup=recipe.augment.mixup,
             cutmix=recipe.augment.cutmix,
         )
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Classify:
-        """See `Task.from_config`."""
-        return cls(
-            preprocess=ImagePreprocess.model_validate(config["preprocess"]), labels=list(config["labels"])
+    def open(cls, data: DataConfig, *, seed: int) -> Source:
+        """See `Task.open`."""
+        return open_source(
+            data.path,
+            image_column=data.image_column,
+            label_column=data.label_column,
+            on_corrupt=data.on_corrupt,
+            holdout=data.holdout,
+            validation=data.validation,
+            seed=seed,
         )
 
-    def config(self) -> dict[str, Any]:
-        """See `Task.config`."""
-        return {
-            "name": self.name,
-            "labels": self.labels,
-            "preprocess": self.preprocess.model_dump(mode="json"),
-        }
+    def loader(self, split: Split, feeding: Feeding) -> DataLoader[Any]:
+        """Return batches of image, label and index; see `Task.loader` and `reskit.data.make_loader`."""
+        assert isinstance(split, LabelledSplit)
+        return make_loader(
+            split,
+            preprocess=self.preprocess,
+            drop_last=feeding.augment is not None,
+            **feeding._asdict(),
+        )
 
     def build_model(self, recipe: Recipe) -> Backbone:
         """See `Task.build_model`."""
@@ -141,7 +165,7 @@ class Classify(Task):
         self,
         analysis: Mapping[str, Any],
         examples: Mapping[str, np.ndarray],
-        images: Callable[[int], np.ndarray],
+        answered: Callable[[int], Answered],
         folder: Path,
     ) -> dict[str, Path]:
         """Draw the confusion matrix, the reliability diagram and the worst mistakes."""
@@ -161,7 +185,7 @@ class Classify(Task):
             ),
         }
         if worst:
-            pictures = [images(int(examples["index"][row])) for row in worst]
+            pictures = [answered(row).batch["image"][0].permute(1, 2, 0).numpy() for row in worst]
             drawn["mistakes"] = plots.image_grid(
                 pictures, titles, folder / "mistakes.png", heading="Worst mistakes"
             )
@@ -179,6 +203,26 @@ class Classify(Task):
                 ],
             }
             for indices, values in zip(order.tolist(), probabilities.tolist(), strict=True)
+        ]
+
+    def agreement(self, outputs: Tensor) -> Batch:
+        """Return the most probable classes; see `Task.agreement`."""
+        return {"label": outputs.argmax(1), "index": torch.arange(len(outputs))}
+
+    def words(self, record: Mapping[str, Any]) -> dict[str, str]:
+        """Return the label, how sure it is, and the next two."""
+        others = ", ".join(f"{item['label']} {item['probability']:.1%}" for item in record["top"][1:3])
+        return {"prediction": record["label"], "confidence": f"{record['confidence']:.1%}", "next": others}
+
+    def columns(self) -> list[pa.Field]:
+        """Return label, confidence and top, a list of structs."""
+        import pyarrow as pa
+
+        candidate = pa.struct([("label", pa.string()), ("probability", pa.float64())])
+        return [
+            pa.field("label", pa.string()),
+            pa.field("confidence", pa.float64()),
+            pa.field("top", pa.list_(candidate)),
         ]
 
 

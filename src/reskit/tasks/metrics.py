@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from torchmetrics.classification import (
     MulticlassPrecision,
     MulticlassRecall,
 )
+from torchmetrics.functional.image import structural_similarity_index_measure
 
-__all__ = ["classification_metrics"]
+__all__ = ["classification_metrics", "restoration_metrics"]
 
 
 def classification_metrics(classes: int, *, bins: int) -> MetricCollection:
@@ -51,6 +53,50 @@ class _CrossEntropy(Metric):
     def update(self, outputs: Tensor, target: Tensor) -> None:
         self.total += F.cross_entropy(outputs, target, reduction="sum")
         self.count += target.numel()
+
+    def compute(self) -> Tensor:
+        return self.total / self.count
+
+
+def restoration_metrics(measured: Callable[[Tensor], Tensor]) -> MetricCollection:
+    """Return the metrics of `RestorationTask.metrics`; `measured` gives the part of an image that counts."""
+    return MetricCollection(
+        {"psnr": _OfImages(measured, _psnr), "ssim": _OfImages(measured, _ssim)}, compute_groups=False
+    )
+
+
+def _psnr(made: Tensor, true: Tensor) -> Tensor:
+    error = (made.double() - true.double()).square().flatten(1).mean(1)
+    return -10 * error.log10()
+
+
+def _ssim(made: Tensor, true: Tensor) -> Tensor:
+    values = structural_similarity_index_measure(made, true, data_range=1.0, reduction="none")
+    assert isinstance(values, Tensor)
+    return values
+
+
+class _OfImages(Metric):
+    """Mean over images of a figure each has."""
+
+    total: Tensor
+    count: Tensor
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    def __init__(
+        self, measured: Callable[[Tensor], Tensor], figure: Callable[[Tensor, Tensor], Tensor]
+    ) -> None:
+        super().__init__(sync_on_compute=False)
+        self.measured, self.figure = measured, figure
+        self.add_state("total", default=torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", default=torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, outputs: Tensor, target: Tensor) -> None:
+        values = self.figure(self.measured(outputs), self.measured(target))
+        self.total += values.double().sum()
+        self.count += len(values)
 
     def compute(self) -> Tensor:
         return self.total / self.count

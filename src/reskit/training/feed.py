@@ -10,19 +10,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from reskit.config import Recipe
-from reskit.data import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    DataInfo,
-    ImagePreprocess,
-    MemoryImages,
-    choose_mode,
-    make_loader,
-    measure_mean_std,
-    open_source,
-)
-from reskit.data.loading import Batch
+from reskit.data import IMAGENET_MEAN, IMAGENET_STD, MemoryImages, choose_mode, measure_mean_std
 from reskit.errors import ConfigError
+from reskit.tasks import TASKS, Batch, Feeding
 
 __all__ = ["Feed"]
 
@@ -34,14 +24,14 @@ class Feed:
     """What a recipe says about data, carried out.
 
     Args:
-        recipe: data, preprocess, augment and training are read.
+        recipe: task, data, preprocess, augment and training are read.
         processes: how many share a batch.
         say: told what was found and decided, in lines.
 
     Attributes:
         source: the opened data.
         info: its description; unreadable images that were skipped are listed and no longer counted.
-        preprocess: how an image becomes the network's input.
+        task: what the recipe asks of these data.
         loaders: batches of `train`, of `monitor` and of the held-out split, before they are shared out.
         monitor: the split measured after each epoch: validation where there is one, else the held-out one.
 
@@ -52,16 +42,8 @@ class Feed:
 
     def __init__(self, recipe: Recipe, *, processes: int, say: Callable[[str], None]) -> None:
         self._recipe, self._processes = recipe, processes
-        data, training = recipe.data, recipe.training
-        self.source = open_source(
-            data.path,
-            image_column=data.image_column,
-            label_column=data.label_column,
-            on_corrupt=data.on_corrupt,
-            holdout=data.holdout,
-            validation=data.validation,
-            seed=training.seed,
-        )
+        data, training, kind = recipe.data, recipe.training, TASKS.get(recipe.task.name)
+        self.source = kind.open(data, seed=training.seed)
         info = self.source.describe()
         self.monitor = "validation" if "validation" in self.source.splits else info.held_out
         if (training.keep == "best" or training.patience) and self.monitor == info.held_out:
@@ -75,14 +57,15 @@ class Feed:
                 f"training.batch_size {training.batch_size} does not divide by {processes} processes"
                 f" x {training.accumulate} micro-batches"
             )
-        self.preprocess = _geometry(recipe, info)
-        self._mode, reason = choose_mode(info, self.preprocess, augment=recipe.augment)
+        self.task = kind.from_recipe(recipe, info, kind.geometry(recipe, info))
+        self._mode, reason = choose_mode(info, self.task.stored(info), augment=recipe.augment)
         if data.loading != "auto":
             self._mode, reason = data.loading, f"data.loading is {data.loading}"
         # The held-out split is opened before training, so that a bad image in it is not found after.
         splits = dict.fromkeys(("train", self.monitor, info.held_out))
         self.loaders = {split: self._loader(split) for split in splits}
-        self.preprocess = self.preprocess.with_statistics(*self._statistics())
+        preprocess = self.task.preprocess.with_statistics(*self._statistics())
+        self.task = kind.from_recipe(recipe, info, preprocess)
         self.info = self.source.describe()  # reading every image may have left some out
         for line in (*self.info.lines(), reason):
             say(line)
@@ -96,32 +79,30 @@ class Feed:
         """Return batches of a split: shuffled and varied for `train`, as they are else."""
         recipe, training = self._recipe, self._recipe.training
         trains = split == "train"
-        return make_loader(
-            self.source[split],
-            preprocess=self.preprocess,
+        feeding = Feeding(
             batch_size=training.batch_size // training.accumulate // self._processes,
+            mode=self._mode,
             augment=recipe.augment if trains else None,
             shuffle=trains,
             seed=training.seed,
-            mode=self._mode,
             workers=recipe.data.workers,
-            drop_last=trains,
             pin_memory=torch.cuda.is_available(),
         )
+        return self.task.loader(self.source[split], feeding)
 
     def images(self, count: int) -> Iterator[Tensor]:
-        """Yield up to `count` training images spread evenly, uint8 `(1, C, H, W)` each."""
+        """Yield up to `count` training images spread evenly, raw `(1, C, H, W)` each."""
         split = self.source["train"]
         places = np.linspace(0, len(split.rows) - 1, min(count, len(split.rows))).astype(int)
         for row in split.rows[places]:
-            yield self.preprocess.read(split.item(int(row)))[None]
+            yield self.task.sample(split.item(int(row)))[None]
 
     def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return the mean and standard deviation the recipe asks for, of pixels in [0, 1]."""
-        channels, asked = self.preprocess.channels, self._recipe.preprocess
+        channels, asked = self.task.preprocess.channels, self._recipe.preprocess
         if asked.mean is not None and asked.std is not None:
             return _fitted(asked.mean, channels), _fitted(asked.std, channels)
-        match asked.statistics:
+        match self.task.statistics or asked.statistics:
             case "none":
                 return (0.0,) * channels, (1.0,) * channels
             case "imagenet" if channels == 3:
@@ -137,14 +118,6 @@ class Feed:
                 if isinstance(held, MemoryImages):
                     return measure_mean_std(held.images.permute(0, 3, 1, 2))
                 return measure_mean_std(self.images(STATISTICS_IMAGES))
-
-
-def _geometry(recipe: Recipe, info: DataInfo) -> ImagePreprocess:
-    """Return how an image is scaled and cut, what the recipe leaves open suited to the data."""
-    asked = recipe.preprocess
-    suited = ImagePreprocess.from_info(info, size=asked.size, interpolation=asked.interpolation or "bilinear")
-    said = {"resize": asked.resize, "crop_fraction": asked.crop_fraction}
-    return suited.model_copy(update={name: value for name, value in said.items() if value is not None})
 
 
 def _fitted(values: tuple[float, ...], channels: int) -> tuple[float, ...]:

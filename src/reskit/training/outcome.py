@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from reskit.bundle import Bundle
 from reskit.config import Recipe
 from reskit.data import DataInfo
 from reskit.environment import machine, versions
-from reskit.evaluation import measure, network_answers, summarise
+from reskit.evaluation import assess, network_answers
 from reskit.files import to_json, write_text
 from reskit.plots import training_curves
 from reskit.tasks import Task
@@ -97,15 +96,15 @@ def finish(
 ) -> TrainResult:
     """Measure the final network as a user of the bundle will, and write bundle, plots and figures."""
     split = feed.info.held_out
-    metrics, examples = measure(network_answers(network, task, device), feed.loaders[split], task)
-    evaluation = summarise(
+    evaluation = assess(
         task,
+        network_answers(network, task, device),
+        feed.loaders[split],
         split=split,
-        metrics=metrics,
-        examples=examples,
         source=feed.source,
         out=folder / "evaluation",
     )
+    metrics = evaluation.metrics
     bundle = Bundle.write(
         folder / "bundle",
         task=task,
@@ -138,10 +137,10 @@ def finish(
 
 
 def _samples(feed: Feed) -> Tensor:
-    """Return the training images a bundle keeps, uint8 `(N, C, H, W)`."""
-    image_bytes = feed.preprocess.channels * math.prod(feed.preprocess.size)
+    """Return the training images a bundle keeps, raw `(N, C, H, W)`."""
+    first = next(feed.images(1))
     least, most = SAMPLES
-    return torch.cat(list(feed.images(min(most, max(least, SAMPLE_BYTES // image_bytes)))))
+    return torch.cat(list(feed.images(min(most, max(least, SAMPLE_BYTES // first.nbytes)))))
 
 
 def _provenance(recipe: Recipe, info: DataInfo, folder: Path) -> dict[str, Any]:

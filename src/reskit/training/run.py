@@ -16,7 +16,6 @@ from torch import nn
 from reskit.config import Recipe
 from reskit.errors import DataError, InterruptedRunError
 from reskit.optimization import optimize
-from reskit.tasks import TASKS
 from reskit.training.callbacks import CsvLog, Reporter, Trackers
 from reskit.training.feed import Feed
 from reskit.training.loop import Trainer
@@ -88,7 +87,7 @@ class _Run:
         torch.use_deterministic_algorithms(recipe.training.deterministic)
 
         self.feed = Feed(recipe, processes=self.state.num_processes, say=self.say)
-        self.task = TASKS.get(recipe.task).from_recipe(recipe, self.feed.info, self.feed.preprocess)
+        self.task = self.feed.task
         torch.manual_seed(recipe.training.seed)
         self.model = self.task.build_model(recipe)
 

@@ -78,7 +78,7 @@ def _asked(
     if weights:
         named = asked.model.model_copy(update={"weights": tuple(map(str, weights))})
         asked = asked.model_copy(update={"model": named})
-    TASKS.get(asked.task)
+    TASKS.get(asked.task.name).read_settings(asked)
     asked = settle_weights(asked)
     MODELS.get(asked.model.name)
     return asked

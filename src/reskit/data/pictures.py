@@ -1,0 +1,112 @@
+"""Pictures without labels: a folder, or the image column of whatever else `open_source` reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from reskit.config import DataConfig
+from reskit.data.kinds.base import IMAGE_SUFFIXES, split_alias
+from reskit.data.seeds import derive_seed
+from reskit.data.sources import Source
+from reskit.data.split import Split
+from reskit.errors import DataError
+
+__all__ = ["divide", "list_pictures", "open_pictures"]
+
+
+def open_pictures(data: DataConfig, *, seed: int) -> Source:
+    """Open a folder of pictures.
+
+    Sub-folders called train, validation and test (or as one usually writes them) are splits; else all
+    pictures below the folder are training ones, and those of `data.test`, or a part of them, are held out.
+
+    Args:
+        data: ``path``, ``test``, ``on_corrupt``, ``holdout`` and ``validation`` are read.
+        seed: of what is held out.
+
+    Raises:
+        DataError: there is no such folder, or no picture in it.
+    """
+    if data.path is None:
+        raise DataError("this task has no embedded data: name a folder of pictures with --data")
+    root = Path(data.path).expanduser()
+    found, roots, notes = list_pictures(root), {}, []
+    if data.test is not None:
+        roots["test"] = Path(data.test).expanduser()
+        found["test"] = [path for paths in list_pictures(roots["test"]).values() for path in paths]
+        notes.append(f"held out: all {len(found['test'])} pictures of {data.test}")
+    tables = {
+        name: datasets.Dataset.from_dict(
+            {"image": [path.relative_to(roots.get(name, root)).as_posix() for path in paths]},
+            features=datasets.Features({"image": datasets.Value("string")}),
+        )
+        for name, paths in found.items()
+    }
+    tables = divide(tables, data, seed=seed, notes=notes)
+    splits = {
+        name: Split(name, table, image_column="image", root=roots.get(name, root), on_corrupt=data.on_corrupt)
+        for name, table in tables.items()
+    }
+    return Source("pictures", str(root), splits, {"image": "image"}, notes, title="folder of pictures")
+
+
+def list_pictures(root: Path) -> dict[str, list[Path]]:
+    """Return the picture files of a folder by split, sorted; all are ``train`` where no folder names one.
+
+    Raises:
+        DataError: it is no folder, or holds none.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder" if root.exists() else f"no such folder: {root}")
+    named = {split_alias(folder.name): folder for folder in sorted(root.iterdir()) if folder.is_dir()}
+    named.pop(None, None)
+    places = named if "train" in named else {"train": root}
+    found = {str(name): _below(folder) for name, folder in places.items()}
+    for name, folder in places.items():
+        if not found[str(name)]:
+            suffixes = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
+            raise DataError(f"{folder} holds no pictures: looked for {suffixes} files")
+    return found
+
+
+def divide(
+    tables: dict[str, datasets.Dataset], data: DataConfig, *, seed: int, notes: list[str]
+) -> dict[str, datasets.Dataset]:
+    """Draw what is held out, and what epochs are chosen by, from ``train`` where there are no such splits.
+
+    Raises:
+        DataError: nothing would be left to train on.
+    """
+    tables = dict(tables)
+    for name, part in (("test", data.holdout), ("validation", data.validation)):
+        if not part or name in tables or (name == "test" and len(tables) > 1):
+            continue
+        count = len(tables["train"])
+        drawn = round(part * count) or 1
+        if drawn >= count:
+            raise DataError(f"{count} examples are too few to hold out {part:.0%} of them as {name}")
+        order = _order(count, data, derive_seed(seed, name))
+        notes.append(f"no {name} split was found: {drawn} of {count} examples were held out ({data.draw})")
+        tables[name] = tables["train"].select(sorted(order[-drawn:]))
+        tables["train"] = tables["train"].select(sorted(order[:-drawn]))
+    return {name: tables[name] for name in ("train", "validation", "test") if name in tables}
+
+
+def _order(count: int, data: DataConfig, seed: int) -> Sequence[int]:
+    if data.draw == "last":
+        return range(count)
+    order: list[int] = np.random.default_rng(seed).permutation(count).tolist()
+    return order
+
+
+def _below(folder: Path) -> list[Path]:
+    def visible(path: Path) -> bool:
+        return not any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+    paths: Any = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(path for path in paths if visible(path) and path.is_file())

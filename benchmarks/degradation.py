@@ -60,6 +60,7 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
         data=options.data,
         overrides=[
             f"model.name={name}",
+            "preprocess.size=32",
             f"training.epochs={options.epochs}",
             f"training.seed={options.seed}",
         ],

@@ -159,7 +159,11 @@ def reskit_turns(case: Case, options: argparse.Namespace) -> None:
             case.recipe,
             data=subset(case, options.data, Path(folder) / "data"),
             out=Path(folder) / "run",
-            overrides=[f"training.batch_size={case.batch}", f"training.epochs={options.rounds + 2}"],
+            overrides=[
+                f"preprocess.size={case.size}",
+                f"training.batch_size={case.batch}",
+                f"training.epochs={options.rounds + 2}",
+            ],
             reporter=Turns(),
         )
 

@@ -229,8 +229,9 @@ def optimize(
     data: Data = None,
     pictures: Pictures = None,
     max_drop: Annotated[
-        float, typer.Option(min=0, help="Points of the main metric an engine may lose.")
-    ] = 0.5,
+        float | None,
+        typer.Option(min=0, help="What an engine may lose of the main metric: 0.5 points, 0.1 dB by default."),
+    ] = None,
     backends: Annotated[
         list[str] | None, typer.Option("--backend", metavar="NAME", help="Try only this one; repeatable.")
     ] = None,

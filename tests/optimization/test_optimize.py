@@ -21,7 +21,7 @@ from reskit.bundle import Bundle
 from reskit.errors import BackendError, ConfigError, DataError, UnknownNameError
 from reskit.optimization import candidates, racing
 from reskit.optimization.candidates import Candidate, Skipped, list_candidates, prepare
-from reskit.optimization.guard import AGREEMENT_DROP, guard_examples
+from reskit.optimization.guard import AGREEMENT_FACTOR, guard_examples
 from reskit.optimization.showing import Watch
 
 
@@ -177,7 +177,7 @@ def test_int8_gives_layers_back_the_most_hurt_first(
         tmp_path,
         model=servable(bundle),
         samples=bundle.samples["samples"].numpy(),
-        examples=_Examples(guard=SimpleNamespace(metric="top1", max_drop=0.5)),  # type: ignore[arg-type]
+        examples=_Examples(guard=SimpleNamespace(metric="top1", max_drop=0.5, unit="points")),  # type: ignore[arg-type]
         threads=1,
         say=said.append,
     )
@@ -208,7 +208,7 @@ def test_without_labels_agreement_is_guarded(bundle: Bundle) -> None:
     examples = guard_examples(bundle, None, pictures, batch_size=8, max_drop=0.5, say=print)
     assert examples.guard.float32 == 1.0
     assert examples.guard.examples == 20
-    assert examples.guard.max_drop == AGREEMENT_DROP
+    assert examples.guard.max_drop == AGREEMENT_FACTOR * bundle.task.drop.most == 5.0
     assert "agreement" in examples.guard.metric
     logits = np.zeros((8, 10), np.float32)
     with torch.inference_mode():

@@ -102,13 +102,14 @@ class Engine(_Part):
 
 
 class Guard(_Part):
-    """How accuracy was held: which metric, on what, and how far it may drop from float32 eager."""
+    """How accuracy was held: which metric, on what, and by how many units it may drop from float32 eager."""
 
     metric: str
     on: str
     examples: int
     float32: float
     max_drop: float
+    unit: str = "points"
 
 
 class Plan(_Part):

@@ -132,10 +132,10 @@ def prepare(
         if examples.accepts(metric):
             return Candidate(backend=backend, written=written, keep=keep, metric=metric)
         lost = examples.points_lost(metric)
-        say(f"{name}: {guard.metric} {metric:.4f}, {lost:.2f} points below float32: too far")
+        say(f"{name}: {guard.metric} {metric:.4f}, {lost:.2f} {guard.unit} below float32: too far")
     return Skipped(
         name=name,
-        reason=f"loses {lost:.2f} points of {guard.metric}, {guard.max_drop:g} are allowed",
+        reason=f"loses {lost:.2f} {guard.unit} of {guard.metric}, {guard.max_drop:g} are allowed",
     )
 
 

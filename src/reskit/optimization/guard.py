@@ -19,11 +19,11 @@ from reskit.errors import DataError
 from reskit.evaluation import held_out_loader, measure, open_as_trained
 from reskit.tasks import Batch
 
-__all__ = ["AGREEMENT_DROP", "Examples", "guard_examples"]
+__all__ = ["AGREEMENT_FACTOR", "Examples", "guard_examples"]
 
-AGREEMENT_DROP = 5.0
-"""Points that agreement with float32 may lose where no labels are known: another answer is a change, not yet
-an error, and int8 of good networks changes a few in a hundred answers while its accuracy stays."""
+AGREEMENT_FACTOR = 10
+"""By how much more agreement with float32 may lose where no truth is known: another answer is a change, not
+yet an error, and int8 of good networks changes a few in a hundred answers while its accuracy stays."""
 SECONDS = 4.0
 """As many examples are used as float32 eager answers in this time."""
 
@@ -37,7 +37,7 @@ class Examples:
         outputs: of float32 eager, a tensor a batch.
         on: what the examples are, for people.
         metric: name of the metric, for people.
-        max_drop: points of the metric an engine may lose.
+        max_drop: units of the metric (see `Task.drop`) an engine may lose.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class Examples:
             examples=count,
             float32=self._score(lambda _: next(given)),
             max_drop=max_drop,
+            unit=self.task.drop.unit,
         )
 
     def score(self, answer: Callable[[np.ndarray], np.ndarray]) -> float:
@@ -75,7 +76,7 @@ class Examples:
 
     def points_lost(self, metric: float) -> float:
         """Return by how much a metric is worse than float32's, in the task's units of loss."""
-        drop = (self.guard.float32 - metric) / self.task.drop[1]
+        drop = (self.guard.float32 - metric) / self.task.drop.size
         return drop if self.task.higher_is_better else -drop
 
     def _score(self, answer: Callable[[Batch], Tensor]) -> float:
@@ -101,7 +102,7 @@ def guard_examples(
         data: labelled data.
         pictures: raw `(N, C, H, W)` without labels.
         batch_size: examples a batch.
-        max_drop: points of the task's main metric.
+        max_drop: units of the task's main metric (see `Task.drop`) an engine may lose.
         say: told where the examples come from.
 
     Raises:
@@ -132,7 +133,7 @@ def guard_examples(
         outputs,
         on="pictures without labels",
         metric=f"{task.main_metric} agreement with float32",
-        max_drop=max(max_drop, AGREEMENT_DROP),
+        max_drop=max(max_drop, AGREEMENT_FACTOR * task.drop.most),
     )
 
 

@@ -60,7 +60,7 @@ def optimize(
     goal: Goal = "latency",
     data: str | Path | Source | None = None,
     pictures: str | Path | None = None,
-    max_drop: float = 0.5,
+    max_drop: float | None = None,
     backends: Sequence[str] | None = None,
     precisions: Sequence[str] | None = None,
     batches: Sequence[int] = BATCHES,
@@ -83,7 +83,7 @@ def optimize(
         data: labelled data to guard accuracy with; the bundle's own held-out split when absent.
         pictures: a folder of pictures without labels instead: agreement with float32 is then guarded, and
             int8 calibrated with them.
-        max_drop: points of the task's main metric an engine may lose.
+        max_drop: units of the task's main metric (points, dB) an engine may lose; the task's own when absent.
         backends: names of backends; all that are made for servers and PCs when absent.
         precisions: those to try; all when absent.
         batches: batch sizes to time.
@@ -100,6 +100,7 @@ def optimize(
     """
     if not isinstance(bundle, Bundle):
         bundle = Bundle.load(bundle)
+    max_drop = bundle.task.drop.most if max_drop is None else max_drop
     if not batches or min(batches) < 1 or not max_drop >= 0:
         raise ConfigError(f"batches {tuple(batches)} must be positive, max_drop {max_drop} not negative")
     settings: dict[str, Any] = {

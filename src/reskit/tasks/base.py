@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
     from torchmetrics import MetricCollection
 
-__all__ = ["TASKS", "Answered", "Batch", "Feeding", "Network", "Task", "TaskSettings"]
+__all__ = ["TASKS", "Answered", "Batch", "Drop", "Feeding", "Network", "Task", "TaskSettings"]
 
 Batch = Mapping[str, Tensor]
 Network = Callable[[Tensor], Tensor]
@@ -59,6 +59,20 @@ class Feeding(NamedTuple):
     pin_memory: bool = False
 
 
+class Drop(NamedTuple):
+    """What an engine may lose of a task's main metric.
+
+    Attributes:
+        most: so many units.
+        size: what one of them is of the metric.
+        unit: their name.
+    """
+
+    most: float
+    size: float
+    unit: str
+
+
 class Answered(NamedTuple):
     """One example of an evaluation: what went in and what came out, each with a batch of one."""
 
@@ -86,8 +100,8 @@ class Task(ABC):
     """What each metric means, in the order they are shown, the main one first."""
     weakest_by: ClassVar[str] = "f1"
     """The column of the table of classes that tells weak ones."""
-    drop: ClassVar[tuple[float, float, str]] = (0.5, 0.01, "points")
-    """What an engine may lose of the main metric: so many units, of so much each, and their name."""
+    drop: ClassVar[Drop] = Drop(0.5, 0.01, "points")
+    """What an engine may lose of the main metric, unless a user says otherwise."""
     pixels: ClassVar[Literal["uint8", "float32"]] = "uint8"
     """What raw pixels, from 0 to 255, come as."""
     statistics: ClassVar[Literal["none"] | None] = None

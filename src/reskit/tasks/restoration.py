@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reskit.config import Recipe
 from reskit.models import Backbone, create_model
-from reskit.tasks.base import Answered, Batch
+from reskit.tasks.base import Answered, Batch, Drop
 from reskit.tasks.dense import DenseTask
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class RestorationTask(DenseTask):
         "psnr": "peak signal-to-noise ratio in dB, mean over images",
         "ssim": "structural similarity (Wang et al. 2004), mean over images",
     }
-    drop = (0.1, 1.0, "dB")
+    drop = Drop(0.1, 1.0, "dB")
     pixels = "float32"
     statistics = "none"
     pipeline_tag = "image-to-image"

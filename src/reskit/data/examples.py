@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from reskit.data.loading import batches
+from reskit.data.loading import Mode, batches
 from reskit.data.memory import over_rows
 from reskit.data.seeds import derive_seed
 from reskit.data.split import Split
 from reskit.errors import DataError
 
-__all__ = ["Example", "ExampleSet", "Vary", "cut", "example_loader", "hold"]
+__all__ = ["Example", "ExampleSet", "Vary", "cut", "example_loader", "hold", "reader"]
 
 Example: TypeAlias = Mapping[str, Tensor]
 """Tensors of one example by name, such as ``image`` `(C, H, W)` and ``mask`` `(H, W)`."""
@@ -88,6 +88,32 @@ def hold(split: Split, read: Callable[[Any, int], Example]) -> Callable[[int], E
     bad = over_rows(split, rows, keep, None)
     split.reject({rows[place]: reason for place, reason in bad.items()})
     return held.__getitem__
+
+
+def reader(split: Split, read: Callable[[Any, int], Example], mode: Mode) -> Callable[[int], Example]:
+    """Return what gives the example of a row: from memory, or read again each time.
+
+    Every row is read once now in either mode, so that unreadable ones are known before training: the order of
+    an epoch is a function of how many there are.
+
+    Args:
+        split: what to read.
+        read: gives the example of an item and its row number.
+        mode: whether examples are kept.
+
+    Raises:
+        DataError: unreadable rows, and the split refuses them.
+    """
+    if mode == "memory":
+        return hold(split, read)
+    rows = split.rows.tolist()
+
+    def check(place: int, item: Any) -> None:
+        read(item, rows[place])
+
+    bad = over_rows(split, rows, check, None)
+    split.reject({rows[place]: reason for place, reason in bad.items()})
+    return lambda row: read(split.item(row), row)
 
 
 def example_loader(

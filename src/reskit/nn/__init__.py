@@ -10,14 +10,17 @@ from reskit.nn.convolution import (
 )
 from reskit.nn.dense import DenseBlock, DenseLayer, Transition
 from reskit.nn.layers import SqueezeExcitation, StochasticDepth, make_conv, make_norm, make_pool, zero_init_
+from reskit.nn.normfree import NormFreeBlock
 from reskit.nn.pointwise import InvertedResidual, MlpConv
 from reskit.nn.preactivation import PreActBasicBlock, PreActBottleneck, WideBlock
 from reskit.nn.residual import Residual
 from reskit.nn.shortcuts import NoShortcut, ShortcutKind, ZeroPad, make_shortcut
+from reskit.nn.upscale import BicubicUpscale
 from reskit.nn.vector import ResidualMLP
 
 __all__ = [
     "BasicBlock",
+    "BicubicUpscale",
     "BlockOptions",
     "Bottleneck",
     "CausalBlock",
@@ -28,6 +31,7 @@ __all__ = [
     "InvertedResidual",
     "MlpConv",
     "NoShortcut",
+    "NormFreeBlock",
     "PreActBasicBlock",
     "PreActBottleneck",
     "Residual",

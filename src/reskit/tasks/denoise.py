@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import cast
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from reskit.config import DataConfig
-from reskit.data import Source, Split, augment_batch
-from reskit.data.examples import Example, ExampleSet, cut, example_loader, hold
-from reskit.data.pictures import open_pictures
+from reskit.data import augment_batch
+from reskit.data.augment import Augment
+from reskit.data.examples import Example, cut
 from reskit.data.seeds import derive_seed
-from reskit.tasks.base import TASKS, Feeding
-from reskit.tasks.dense import DenseSettings
-from reskit.tasks.restoration import RestorationTask
-
-if TYPE_CHECKING:
-    from torch.utils.data import DataLoader
+from reskit.tasks.base import TASKS, Network
+from reskit.tasks.restoration import MEASURED, RestorationSettings, RestorationTask
 
 __all__ = ["Denoise", "DenoiseSettings"]
 
 
-class DenoiseSettings(DenseSettings):
+class DenoiseSettings(RestorationSettings):
     """What a recipe may say of denoising; a sigma is a standard deviation in grey levels of 255."""
 
     sigma: float = Field(25.0, gt=0, description="of the noise, in training and in evaluation")
@@ -43,9 +38,10 @@ class DenoiseSettings(DenseSettings):
 
 @TASKS.register("denoise")
 class Denoise(RestorationTask):
-    """The mean squared error of the restored image, which is that of the noise.
+    """Learns by the error of the restored image, which is that of the noise.
 
     Noise is white and Gaussian, is not clipped, and in evaluation is a function of the image's row alone.
+    A grey network takes colour pictures a channel at a time.
 
     Source: Zhang et al., Beyond a Gaussian Denoiser, 2017, section 3.
     """
@@ -54,44 +50,32 @@ class Denoise(RestorationTask):
     Settings = DenoiseSettings
     settings: DenoiseSettings
 
-    @classmethod
-    def open(cls, data: DataConfig, *, seed: int) -> Source:
-        """See `Task.open`."""
-        return open_pictures(data, seed=seed)
+    def learned(self, item: object) -> Example:
+        """See `RestorationTask.learned`."""
+        image = self.preprocess.decode(item)
+        self.require(image, self.settings.patch, "to cut patches from (task.arguments.patch)")
+        return {"target": image}
 
-    def loader(self, split: Split, feeding: Feeding) -> DataLoader[Any]:
-        """Return clean patches to train with, or whole images, noisy and clean; see `Task.loader`."""
-        augment, patch = feeding.augment, (self.settings.patch, self.settings.patch)
+    def tested(self, item: object, row: int) -> Example:
+        """Return an image with its noise and without; see `RestorationTask.tested`."""
+        target = self.read(item)
+        self.require(target, MEASURED, "to be measured")
+        generator = torch.Generator().manual_seed(derive_seed(0, "noise", row))
+        noise = torch.randn(target.shape, generator=generator) * self.settings.sigma
+        return {"image": target + noise, "target": target}
 
-        def read(item: object, row: int) -> Example:
-            return {"target": self.preprocess.decode(item)}
+    def vary(self, example: Example, augment: Augment, generator: torch.Generator) -> Example:
+        """See `RestorationTask.vary`; noise comes with the whole batch."""
+        target = cut(example, (self.settings.patch, self.settings.patch), generator)["target"]
+        target = augment_batch(target[None], augment, generator)[0]
+        return {"image": target, "target": target}
 
-        def vary(example: Example, generator: torch.Generator) -> Example:
-            assert augment is not None
-            target = augment_batch(cut(example, patch, generator)["target"][None], augment, generator)[0]
-            return {"image": target, "target": target}
-
-        held = hold(split, read) if feeding.mode == "memory" else lambda row: read(split.item(row), row)
-
-        def noisy(row: int) -> Example:
-            target = held(row)["target"]
-            generator = torch.Generator().manual_seed(derive_seed(0, "noise", row))
-            noise = torch.randn(target.shape, generator=generator) * self.settings.sigma
-            return {"image": target + noise, "target": target}
-
-        rows = split.rows.tolist()
-        if augment is None:
-            dataset = ExampleSet(rows, noisy)
-        else:
-            dataset = ExampleSet(rows, held, vary=vary, views=self.settings.patches, seed=feeding.seed)
-        return example_loader(
-            dataset,
-            batch_size=feeding.batch_size,
-            shuffle=feeding.shuffle,
-            seed=feeding.seed,
-            workers=0 if feeding.mode == "memory" else feeding.workers or 0,
-            pin_memory=feeding.pin_memory,
-        )
+    def outputs(self, network: Network, images: Tensor) -> Tensor:
+        """Answer whole images; a grey network answers each channel of a colour picture by itself."""
+        if images.shape[1] == self.preprocess.channels:
+            return super().outputs(network, images)
+        channels = super().outputs(network, images.flatten(0, 1).unsqueeze(1))
+        return channels.squeeze(1).unflatten(0, images.shape[:2])
 
     def sample(self, item: object) -> Tensor:
         """Return a tile with noise; see `Task.sample`."""
@@ -106,7 +90,3 @@ class Denoise(RestorationTask):
             low, high = self.settings.sigma_from / 255, cast(float, self.settings.sigma_to) / 255
             sigma = torch.empty(len(inputs), 1, 1, 1).uniform_(low, high).to(inputs.device)
         return inputs + torch.randn_like(inputs) * sigma, target
-
-    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Return the mean squared error of pixels in [0, 1], times 255."""
-        return (outputs - target).square().mean() * 255

@@ -2,31 +2,53 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from reskit.config import Recipe
-from reskit.models import Backbone, create_model
-from reskit.tasks.base import Answered, Batch, Drop
-from reskit.tasks.dense import DenseTask
+from reskit.config import DataConfig, Recipe
+from reskit.data import DataInfo, ImagePreprocess, Source, Split
+from reskit.data.augment import Augment
+from reskit.data.examples import Example, ExampleSet, example_loader, reader
+from reskit.data.pictures import open_pictures
+from reskit.errors import ConfigError, DataError
+from reskit.models import MODELS, Backbone, create_model, list_models
+from reskit.tasks.base import Answered, Batch, Drop, Feeding
+from reskit.tasks.dense import DenseSettings, DenseTask, centre, pad_to
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from torch.utils.data import DataLoader
     from torchmetrics import MetricCollection
 
-__all__ = ["RestorationTask", "luma", "to_pixels"]
+__all__ = ["RestorationSettings", "RestorationTask", "psnr", "to_pixels"]
 
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
 SHOWN = 4
+MEASURED = 11
+"""The least side of what is measured: the window of the structural similarity."""
+_TURNS = Augment(flip=1.0, dihedral=True)
+
+
+class RestorationSettings(DenseSettings):
+    """What a recipe may say of a task whose answer is an image."""
+
+    channels: Literal[1, 3] | None = Field(
+        None, description="of the network: 1 for grey or luminance, 3 for RGB; as in the data when absent"
+    )
+    loss: Literal["mse", "l1"] = Field("mse", description="mean squared or mean absolute error")
 
 
 class RestorationTask(DenseTask):
-    """An image made better; pixels are in [0, 1] for the network, and what it answers is too."""
+    """An image made better; pixels are in [0, 1] for the network, and what it answers is too.
+
+    A grey network takes colour pictures too and answers in colour; how, the tasks say.
+    """
 
     main_metric = "psnr"
     meanings: ClassVar[Mapping[str, str]] = {
@@ -38,20 +60,126 @@ class RestorationTask(DenseTask):
     statistics = "none"
     pipeline_tag = "image-to-image"
     blank: ClassVar[Mapping[str, Any]] = {"height": None, "width": None}
+    Settings = RestorationSettings
+    settings: RestorationSettings
     shave = 0
     """Pixels at the border that are not measured."""
 
-    def build_model(self, recipe: Recipe) -> Backbone:
-        """See `Task.build_model`."""
-        return create_model(recipe.model.name, in_channels=self.preprocess.channels, **recipe.model.arguments)
+    # Data.
+
+    @classmethod
+    def open(cls, data: DataConfig, *, seed: int) -> Source:
+        """Open pictures without labels; see `open_pictures`."""
+        return open_pictures(data, seed=seed)
+
+    @classmethod
+    def geometry(cls, recipe: Recipe, info: DataInfo) -> ImagePreprocess:
+        """Return tiles of the network's channels; see `DenseTask.geometry`."""
+        channels = cls.read_settings(recipe).channels or info.channels
+        return super().geometry(recipe, info.model_copy(update={"channels": channels}))
+
+    @abstractmethod
+    def learned(self, item: object) -> Example:
+        """Return what patches are cut from, for training.
+
+        Raises:
+            DataError: the image cannot be read.
+        """
+
+    @abstractmethod
+    def tested(self, item: object, row: int) -> Example:
+        """Return an image to be answered, `image`, and what it should become, `target`.
+
+        Raises:
+            DataError: the image cannot be read.
+        """
+
+    @abstractmethod
+    def vary(self, example: Example, augment: Augment, generator: torch.Generator) -> Example:
+        """Return a patch of what `learned` gave, cut and varied at random."""
+
+    def loader(self, split: Split, feeding: Feeding) -> DataLoader[Any]:
+        """Return patches to train with, or whole images, one at a time; see `Task.loader`."""
+        augment = feeding.augment
+        if augment is not None and augment.model_copy(update={"flip": 1.0, "dihedral": True}) != _TURNS:
+            raise ConfigError(
+                f"{self.name} learns from pixels as they are: of augment it takes flip and dihedral only"
+            )
+
+        def read(item: object, row: int) -> Example:
+            return self.tested(item, row) if augment is None else self.learned(item)
+
+        def vary(example: Example, generator: torch.Generator) -> Example:
+            assert augment is not None
+            return self.vary(example, augment, generator)
+
+        held = reader(split, read, feeding.mode)
+        rows = split.rows.tolist()
+        if augment is None:
+            dataset = ExampleSet(rows, held)
+        else:
+            dataset = ExampleSet(rows, held, vary=vary, views=self.settings.patches, seed=feeding.seed)
+        return example_loader(
+            dataset,
+            batch_size=feeding.batch_size,
+            shuffle=feeding.shuffle,
+            seed=feeding.seed,
+            workers=0 if feeding.mode == "memory" else feeding.workers or 0,
+            pin_memory=feeding.pin_memory,
+        )
+
+    def require(self, image: Tensor, side: int, what: str) -> None:
+        """Refuse an image `(..., h, w)` with a side below `side`, what it is too small for being named.
+
+        Raises:
+            DataError: with both sizes.
+        """
+        height, width = image.shape[-2:]
+        if min(height, width) < side:
+            raise DataError(f"an image of {height}x{width} pixels is too small {what}: {side} are needed")
 
     def read(self, item: object) -> Tensor:
-        """Return an image as float32 pixels from 0 to 255, `(C, h, w)`."""
-        return super().read(item).float()
+        """Return an image as float32 pixels from 0 to 255, `(C, h, w)`; for a grey network in colour too."""
+        if self.preprocess.channels != 1:
+            return super().read(item).float()
+        image = self.preprocess.model_copy(update={"channels": 3}).decode(item).float()
+        return image[:1] if bool((image == image[:1]).all()) else image
+
+    def sample(self, item: object) -> Tensor:
+        """Return the centre of an image, a tile large, in the network's channels; see `Task.sample`."""
+        image = self.preprocess.decode(item).float()
+        return centre(pad_to(image, self.preprocess.size), self.preprocess.size)
+
+    # Training.
+
+    def build_model(self, recipe: Recipe) -> Backbone:
+        """See `Task.build_model`.
+
+        Raises:
+            ConfigError: the network is none for this task.
+        """
+        name = recipe.model.name
+        if MODELS.get(name).task != self.name:
+            known = ", ".join(list_models(task=self.name))
+            raise ConfigError(f"{name} is no network to {self.name} with; those are {known}")
+        return create_model(
+            name, in_channels=self.preprocess.channels, **self.architecture(), **recipe.model.arguments
+        )
+
+    def architecture(self) -> dict[str, Any]:
+        """Return the arguments of the network that the task decides."""
+        return {}
 
     def target(self, batch: Batch) -> Tensor:
         """Return the true image in [0, 1], `(N, C, H, W)`."""
         return batch["target"].float() / 255
+
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return the mean squared or absolute error of pixels in [0, 1], times 255."""
+        error = outputs - target
+        return (error.square() if self.settings.loss == "mse" else error.abs()).mean() * 255
+
+    # Evaluation.
 
     def metrics(self) -> MetricCollection:
         """Return psnr and ssim, each the mean over images of what is measured of them."""
@@ -66,17 +194,16 @@ class RestorationTask(DenseTask):
 
     def examples(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Return the column psnr."""
-        error = (self.measured(outputs) - self.measured(target)).double()
-        return {"psnr": -10 * error.square().flatten(1).mean(1).log10()}
+        return {"psnr": psnr(self.measured(outputs), self.measured(target))}
 
     def analyse(self, examples: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Return how the psnr is spread over the images."""
-        psnr = examples["psnr"]
+        found = examples["psnr"]
         return {
             "psnr_spread": {
-                "min": float(psnr.min()),
-                "median": float(np.median(psnr)),
-                "max": float(psnr.max()),
+                "min": float(found.min()),
+                "median": float(np.median(found)),
+                "max": float(found.max()),
             }
         }
 
@@ -113,6 +240,8 @@ class RestorationTask(DenseTask):
         """Return what the network was given, as an image in [0, 1] of the size of the answer."""
         return batch["image"].float() / 255
 
+    # Prediction.
+
     def decode(self, outputs: Tensor) -> list[dict[str, Any]]:
         """Return the size of each answer; the image itself is a picture."""
         height, width = outputs.shape[-2:]
@@ -140,13 +269,13 @@ class RestorationTask(DenseTask):
         ]
 
 
+def psnr(made: Tensor, true: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio in dB of each of two batches in [0, 1], `(N,)`; at most 100."""
+    error = (made.double() - true.double()).square().flatten(1).mean(1)
+    return -10 * error.clamp(min=1e-10).log10()
+
+
 def to_pixels(image: Tensor) -> np.ndarray:
     """Return a batch of one image in [0, 1] as uint8 `(H, W)` or `(H, W, 3)`."""
     pixels = (image[0].float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-
-
-def luma(image: Tensor) -> Tensor:
-    """Return the luminance `(N, 1, H, W)` of `(N, 3, H, W)` in [0, 1], by ITU-R 601 in its full range."""
-    weights = torch.tensor(_LUMA, device=image.device, dtype=image.dtype).view(1, 3, 1, 1)
-    return (image * weights).sum(1, keepdim=True)

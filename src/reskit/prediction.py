@@ -76,8 +76,8 @@ class Predictions(Sequence[dict[str, Any]]):
         """Write all rows, whole or not at all, in the format the suffix names.
 
         ``.json`` is a list of rows, ``.jsonl`` a row a line, ``.parquet`` has lists of structs. In ``.csv`` a
-        list such as `top` is spread over the columns ``top1_label, top1_probability, top2_label, ...``; an
-        empty field stands for None.
+        list such as `top` is spread over the columns ``top1_label, top1_probability, top2_label, ...``, one
+        of numbers over ``latent1, latent2, ...``; an empty field stands for None.
 
         Raises:
             ConfigError: another suffix.
@@ -139,19 +139,22 @@ class Predictions(Sequence[dict[str, Any]]):
     def _csv(self) -> str:
         lists = {name for row in self._rows for name, value in row.items() if isinstance(value, list)}
         width = {name: max(len(row[name]) for row in self._rows) for name in lists}
-        keys = {name: list(next((item for row in self._rows for item in row[name]), {})) for name in lists}
+        keys = {
+            name: list(_by_suffix(next((item for row in self._rows for item in row[name]), {})))
+            for name in lists
+        }
         columns = list(self._rows[0]) if self._rows else ["input", *self._task.blank, "error"]
 
         def cells(row: Mapping[str, Any], name: str) -> list[Any]:
             if name not in lists:
                 return [row[name]]
-            found = [item[key] for item in row[name] for key in keys[name]]
+            found = [_by_suffix(item)[key] for item in row[name] for key in keys[name]]
             return found + [None] * (width[name] * len(keys[name]) - len(found))
 
         def titles(name: str) -> list[str]:
             if name not in lists:
                 return [name]
-            return [f"{name}{i}_{key}" for i in range(1, width[name] + 1) for key in keys[name]]
+            return [f"{name}{i}{key}" for i in range(1, width[name] + 1) for key in keys[name]]
 
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -309,6 +312,11 @@ def _saved(pictures: Mapping[str, np.ndarray], folder: Path, stem: str) -> dict[
             Image.fromarray(pixels).save(staging, format="PNG")
         written[name] = str(path)
     return written
+
+
+def _by_suffix(item: Any) -> dict[str, Any]:
+    """Return the values of an item of a list by what their columns in a CSV file end in."""
+    return {f"_{key}": value for key, value in item.items()} if isinstance(item, Mapping) else {"": item}
 
 
 def _printable(text: str) -> str:

@@ -23,7 +23,7 @@ from reskit.data.batch_augment import augment_batch, draw_boxes
 from reskit.data.info import DataInfo
 from reskit.data.memory import decode_split, processors, verify_split
 from reskit.data.seeds import derive_seed
-from reskit.data.split import LabelledSplit
+from reskit.data.split import Split
 from reskit.data.transforms import ImagePreprocess
 from reskit.errors import ConfigError
 
@@ -47,7 +47,8 @@ _POLICIES = {"trivial": v2.TrivialAugmentWide, "rand": v2.RandAugment}
 class Batch(TypedDict):
     """One batch: ``image`` ``(N, C, H, W)`` uint8 or float in [0, 255], ``label``, ``index`` int64 ``(N,)``.
 
-    ``index`` is the row number in the split, whatever was left out or shuffled.
+    ``label`` is -1 where there is none. ``index`` is the row number in the split, whatever was left out or
+    shuffled.
     """
 
     image: Tensor
@@ -148,7 +149,7 @@ class StreamImages(Dataset[Batch]):
 
     def __init__(
         self,
-        split: LabelledSplit,
+        split: Split,
         preprocess: ImagePreprocess,
         *,
         augment: Augment | None = None,
@@ -158,10 +159,10 @@ class StreamImages(Dataset[Batch]):
         self.preprocess = preprocess
         self.augment = augment if augment is not None and augment.changes_pixels else None
         self.seed = seed
-        self._labels = torch.from_numpy(split.labels)
+        self.labels = torch.from_numpy(split.labels)
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
     def __getitem__(self, key: int) -> Batch:
         epoch, place = divmod(key, len(self))
@@ -172,7 +173,7 @@ class StreamImages(Dataset[Batch]):
         else:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "image", epoch, place))
             image = self._varied(item, self.augment, generator)
-        return Batch(image=image, label=self._labels[place], index=torch.tensor(row))
+        return Batch(image=image, label=self.labels[place], index=torch.tensor(row))
 
     def __getitems__(self, keys: Sequence[int]) -> Batch:
         """Return the batch of `keys`, images channels last."""
@@ -233,7 +234,7 @@ def choose_mode(
 
 
 def make_loader(
-    split: LabelledSplit,
+    split: Split,
     *,
     preprocess: ImagePreprocess,
     batch_size: int,

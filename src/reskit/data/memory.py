@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reskit.data.split import LabelledSplit, Split
+from reskit.data.split import Split
 from reskit.data.transforms import ImagePreprocess
 from reskit.errors import DataError
 
@@ -28,7 +28,7 @@ class DecodedSplit:
 
     Attributes:
         images: uint8 ``(N, H, W, C)``, contiguous; ``images.permute(0, 3, 1, 2)`` is channels last.
-        labels: int64 ``(N,)``.
+        labels: int64 ``(N,)``; -1 where there is none.
         rows: row number in the split of each image, int64 ``(N,)``.
     """
 
@@ -37,9 +37,7 @@ class DecodedSplit:
     rows: Tensor
 
 
-def decode_split(
-    split: LabelledSplit, preprocess: ImagePreprocess, *, workers: int | None = None
-) -> DecodedSplit:
+def decode_split(split: Split, preprocess: ImagePreprocess, *, workers: int | None = None) -> DecodedSplit:
     """Decode a split into memory, each image once, in threads (decoding and scaling free the interpreter).
 
     Unreadable images are found here, as they are decoded, and dealt with as the split says.

@@ -73,6 +73,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def labels(self) -> Labels:
+        """Class indices of the rows in use ``(len(self),)``; -1 where rows have no class."""
+        return np.full(len(self), -1, dtype=np.int64)
+
     def counts(self) -> dict[str, int]:
         """Return how many rows in use have each class; nothing where rows have none."""
         return {}

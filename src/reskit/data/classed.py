@@ -1,0 +1,91 @@
+"""Images to learn from without labels, with the classes the place happens to know."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from reskit.config import DataConfig
+from reskit.data.kinds import SOURCES
+from reskit.data.kinds.base import split_alias
+from reskit.data.pictures import open_pictures
+from reskit.data.sources import Source, open_source
+from reskit.data.split import LabelledSplit, Split
+
+__all__ = ["open_classed"]
+
+
+def open_classed(data: DataConfig, *, seed: int) -> Source:
+    """Open images that need no labels.
+
+    A folder of pictures gives all of them, as `open_pictures` does. Where every picture lies in a sub-folder
+    of its split, the name of the sub-folder is its class, and held-out splits may have classes that
+    ``train`` has not. Any other place is opened by `open_source`.
+
+    Args:
+        data: what a recipe says of data.
+        seed: of what is held out.
+
+    Raises:
+        DataError: the place is not there, not understood, or holds no pictures.
+    """
+    if data.path is None or not _is_picture_folder(data.path):
+        return open_source(
+            data.path,
+            image_column=data.image_column,
+            label_column=data.label_column,
+            on_corrupt=data.on_corrupt,
+            holdout=data.holdout,
+            validation=data.validation,
+            seed=seed,
+        )
+    source = open_pictures(data, seed=seed)
+    found = {name: _classes_of(split) for name, split in source.splits.items()}
+    train = set(found["train"])
+    if None in set().union(*found.values()) or len(train.union(*found.values())) < 2:
+        return source
+    if train.isdisjoint(found[source.held_out]):
+        source.notes.append(
+            f"no sub-folder of {source.held_out} is one of train: they are not taken for classes"
+        )
+        return source
+    names = sorted(str(name) for name in set().union(*found.values()))
+    splits = {name: _labelled(split, found[name], names) for name, split in source.splits.items()}
+    columns = {**source.columns, "label": "sub-folder"}
+    return Source(source.kind, source.location, splits, columns, source.notes, title=source.title)
+
+
+def _is_picture_folder(path: str) -> bool:
+    """Tell whether a place is a folder of none but pictures, by the order in which kinds are asked."""
+    place = str(Path(path).expanduser())
+    kinds = sorted(SOURCES, key=lambda name: SOURCES.get(name).order)
+    return next((name for name in kinds if SOURCES.get(name).matches(place)), None) == "folder"
+
+
+def _classes_of(split: Split) -> list[str | None]:
+    """Return the sub-folder of the split that each row lies in; None for a row that lies in none."""
+    names: list[str] = split.dataset[split.image_column][:]
+    return [_class_of(PurePosixPath(name)) for name in names]
+
+
+def _class_of(path: PurePosixPath) -> str | None:
+    folders = path.parts[:-1]
+    if folders and split_alias(folders[0]) is not None:
+        folders = folders[1:]
+    return folders[0] if folders else None
+
+
+def _labelled(split: Split, classes: list[str | None], names: list[str]) -> LabelledSplit:
+    """Return a split with the classes of its rows."""
+    index = {name: place for place, name in enumerate(names)}
+    return LabelledSplit(
+        split.name,
+        split.dataset,
+        image_column=split.image_column,
+        classes=names,
+        root=split.root,
+        on_corrupt=split.on_corrupt,
+        cache_dir=split.cache_dir,
+        labels=np.array([index[str(name)] for name in classes], dtype=np.int64),
+    )

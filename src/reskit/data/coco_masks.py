@@ -1,0 +1,294 @@
+"""Masks of COCO's annotations: polygons and run lengths of objects, or panoptic pictures of segment numbers."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image, ImageDraw
+
+from reskit.data.images import read_array
+from reskit.data.kinds.base import split_alias
+from reskit.data.masks import IGNORED, MOST_CLASSES, MaskCoding, Values
+from reskit.errors import DataError
+
+__all__ = ["CocoMasks", "annotation_files", "open_coco_masks"]
+
+_PARTS = ("images", "annotations", "categories")
+_OTHERS = ("captions", "keypoints", "image_info")
+BACKGROUND = "background"
+
+
+class CocoMasks:
+    """Masks drawn from annotations, an image a row.
+
+    Objects are drawn from large to small, so that what is small stays visible on what is large.
+
+    Args:
+        annotations: JSON of each row, as `open_coco_masks` writes it.
+        root: folder that the pictures of panoptic annotations start from.
+    """
+
+    def __init__(self, annotations: Sequence[str], root: Path | None) -> None:
+        self.annotations, self.root = annotations, root
+
+    @staticmethod
+    def coding(classes: Sequence[str]) -> MaskCoding:
+        """Return what `values` gives: indices of classes."""
+        note = f"masks are drawn from annotations of {len(classes)} classes"
+        return MaskCoding(tuple(classes), tuple(range(len(classes))), (IGNORED,), note)
+
+    def values(self, row: int) -> Values:
+        """See `MaskReader.values`."""
+        found = json.loads(self.annotations[row])
+        if "picture" in found:
+            return self._panoptic(found, row)
+        canvas = Image.new("L", (found["width"], found["height"]), 0)
+        for part in sorted(found["objects"], key=lambda part: -part["area"]):
+            _draw(canvas, part, found, self.name(row))
+        return np.asarray(canvas).astype(np.int64)
+
+    def name(self, row: int) -> str:
+        """See `MaskReader.name`."""
+        return f"of {json.loads(self.annotations[row])['name']}"
+
+    def content(self, row: int) -> bytes:
+        """See `MaskReader.content`."""
+        found = json.loads(self.annotations[row])
+        picture = self._place(found["picture"]).read_bytes() if "picture" in found else b""
+        return self.annotations[row].encode() + picture
+
+    def _place(self, picture: str) -> Path:
+        return Path(picture) if self.root is None else self.root / picture
+
+    def _panoptic(self, found: Mapping[str, Any], row: int) -> Values:
+        """Return the classes of a picture whose colours are numbers of segments, red + 256 green + 65536 blue."""
+        pixels = read_array(self._place(found["picture"]), 3).astype(np.int64)
+        numbers = pixels[..., 0] | pixels[..., 1] << 8 | pixels[..., 2] << 16
+        values = np.full(numbers.shape, IGNORED, dtype=np.int64)  # 0 is no segment
+        classes = {int(number): int(index) for number, index in found["segments"].items()}
+        for number in np.unique(numbers).tolist():
+            if number and number not in classes:
+                raise DataError(f"mask {self.name(row)}: {found['picture']} holds segment {number}, not listed")
+            if number:
+                values[numbers == number] = classes[number]
+        return values
+
+
+def _draw(canvas: Image.Image, part: Mapping[str, Any], found: Mapping[str, Any], name: str) -> None:
+    """Draw one object with its class."""
+    shape = part["segmentation"]
+    if isinstance(shape, Mapping):
+        inside = _run_lengths(shape, (found["height"], found["width"]), name)
+        canvas.paste(part["class"], mask=Image.fromarray(inside))
+        return
+    draw = ImageDraw.Draw(canvas)
+    for polygon in shape:
+        # COCO's numbers are of pixels' corners, Pillow's of their centres.
+        corners = [(x - 0.5, y - 0.5) for x, y in zip(polygon[::2], polygon[1::2], strict=True)]
+        if len(corners) > 2:
+            draw.polygon(corners, fill=part["class"])
+
+
+def _run_lengths(shape: Mapping[str, Any], size: tuple[int, int], name: str) -> np.ndarray:
+    """Return where an object is, uint8 `(H, W)` of 0 and 255, of lengths of runs down the columns."""
+    counts = shape["counts"]
+    if isinstance(counts, str):
+        try:
+            from pycocotools import mask as coco
+        except ImportError:
+            raise DataError(
+                f"mask {name} holds compressed run lengths: install pycocotools to read them"
+            ) from None
+        found = coco.decode({"size": list(shape["size"]), "counts": counts.encode()})
+        return np.ascontiguousarray(found * np.uint8(255))
+    flat = np.repeat(np.arange(len(counts)) % 2, counts)
+    if len(flat) != size[0] * size[1]:
+        raise DataError(f"mask {name} holds runs of {len(flat)} pixels, the image has {size[0] * size[1]}")
+    return np.ascontiguousarray(flat.reshape(size[::-1]).T.astype(np.uint8) * 255)
+
+
+def annotation_files(root: Path) -> dict[str, Path]:
+    """Return the files of annotations by split: a file itself, or those of a folder.
+
+    Looked for are ``*.json``, also in ``annotations`` and in a folder a split, whose name or folder says the
+    split; objects come before panoptic ones. One alone is for training.
+    """
+    if root.is_file():
+        return {"train": root} if root.suffix.lower() == ".json" else {}
+    patterns = ("*.json", "annotations/*.json", "*/_annotations.coco.json")
+    files = [path for pattern in patterns for path in sorted(root.glob(pattern))]
+    files = [path for path in files if _looks_like_coco(path)]
+    files.sort(key=lambda path: "panoptic" in path.stem.lower())
+    named: dict[str, Path] = {}
+    for path in files:
+        if split := _split_of(path, root):
+            named.setdefault(split, path)
+    return named or ({"train": files[0]} if len(files) == 1 else {})
+
+
+def _looks_like_coco(path: Path) -> bool:
+    """Tell whether a file is one of objects, by its name and beginning: they can be hundreds of megabytes."""
+    if any(word in path.stem.lower() for word in _OTHERS):
+        return False
+    with path.open("rb") as file:
+        start = file.read(4096)
+    return start.lstrip()[:1] == b"{" and any(f'"{part}"'.encode() in start for part in (*_PARTS, "info"))
+
+
+def _split_of(path: Path, root: Path) -> str | None:
+    words = [path.parent.name] if path.parent not in (root, root / "annotations") else []
+    words += path.stem.replace("-", "_").split("_")
+    return next((split for word in words if (split := split_alias(word.rstrip("0123456789")))), None)
+
+
+def open_coco_masks(
+    root: Path, files: Mapping[str, Path]
+) -> tuple[dict[str, datasets.Dataset], list[str], list[str]]:
+    """Read files of annotations.
+
+    Returns:
+        tables by split with the columns ``image`` and ``mask`` (JSON), the classes, and notes. Objects have
+        the class ``background`` around them; what panoptic annotations leave out has no label.
+
+    Raises:
+        DataError: a file is malformed, or splits have different categories.
+    """
+    root = root.parent if root.is_file() else root
+    tables: dict[str, datasets.Dataset] = {}
+    known: dict[int, str] | None = None
+    panoptic = False
+    for split, path in files.items():
+        content = _read(path)
+        categories = _categories(content, path)
+        if known is not None and categories != known:
+            raise DataError(f"{path} has other categories than the other splits")
+        known = categories
+        panoptic = any("segments_info" in entry for entry in content["annotations"])
+        rows = _rows(content, path, root, list(categories), panoptic=panoptic)
+        columns = {"image": [image for image, _ in rows], "mask": [mask for _, mask in rows]}
+        tables[split] = datasets.Dataset.from_dict(columns)
+    assert known is not None
+    classes = list(known.values()) if panoptic else [BACKGROUND, *known.values()]
+    if len(classes) > MOST_CLASSES:
+        raise DataError(f"{len(classes)} classes are more than {MOST_CLASSES}, which masks can hold here")
+    return tables, classes, [f"annotations: {', '.join(str(path.name) for path in files.values())}"]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"cannot read {path}: {error}") from None
+    for part in _PARTS:
+        if not isinstance(content, dict) or not isinstance(content.get(part), list):
+            raise DataError(f"{path} has no list {part!r}: COCO's annotations need {', '.join(_PARTS)}")
+    return content
+
+
+def _categories(content: Mapping[str, Any], path: Path) -> dict[int, str]:
+    """Return the names of the categories by id, in the order of the ids."""
+    try:
+        names = {int(entry["id"]): str(entry["name"]) for entry in content["categories"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: a category lacks id or name ({error!r})") from None
+    if not names or len(set(names.values())) < len(content["categories"]):
+        raise DataError(f"{path}: categories must be there, each with an id and a name of its own")
+    return dict(sorted(names.items()))
+
+
+def _rows(
+    content: Mapping[str, Any], path: Path, root: Path, ids: Sequence[int], *, panoptic: bool
+) -> list[tuple[str, str]]:
+    """Return the path of each image and its annotations as JSON.
+
+    Raises:
+        DataError: an entry is malformed; it says which.
+    """
+    images: dict[Any, dict[str, Any]] = {}
+    for entry in content["images"]:
+        try:
+            images[entry["id"]] = {
+                "name": str(entry["file_name"]),
+                "height": int(entry["height"]),
+                "width": int(entry["width"]),
+            }
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path}: an image lacks id, file_name, height or width ({error!r})") from None
+    number = {category: place + (not panoptic) for place, category in enumerate(ids)}
+    found: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for entry in content["annotations"]:
+        where = f"{path}: annotation {entry.get('id') if isinstance(entry, dict) else entry!r}"
+        try:
+            image = entry["image_id"]
+            part = _segments(entry, number) if panoptic else _object(entry, number)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise DataError(f"{where} is malformed ({error!r})") from None
+        if image not in images:
+            raise DataError(f"{where} is of image {image!r}, which is not among the images")
+        found[image].append(part)
+    base = _folder(path, root, [image["name"] for image in images.values()])
+    if not panoptic:
+        return [
+            (_relative(base / image["name"], root), json.dumps({**image, "objects": found[key]}))
+            for key, image in images.items()
+        ]
+    pictures = {key: parts[0] for key, parts in found.items()}  # an image without any is left aside
+    labels = _folder(path, root, [part["picture"] for part in pictures.values()], [path.stem])
+    return [
+        (
+            _relative(base / images[key]["name"], root),
+            json.dumps({**images[key], **part, "picture": _relative(labels / part["picture"], root)}),
+        )
+        for key, part in pictures.items()
+    ]
+
+
+def _object(entry: Mapping[str, Any], number: Mapping[int, int]) -> dict[str, Any]:
+    """Return one object: its class, its shape, and its area, which orders the drawing."""
+    shape = entry["segmentation"]
+    if isinstance(shape, Mapping):
+        counts = shape["counts"]
+        counts = counts if isinstance(counts, str) else [int(count) for count in counts]
+        shape = {"size": [int(side) for side in shape["size"]], "counts": counts}
+    else:
+        shape = [[float(value) for value in polygon] for polygon in shape]
+        if any(len(polygon) % 2 for polygon in shape):
+            raise ValueError("a polygon has an odd number of coordinates")
+    area = float(entry.get("area") or 0.0)
+    return {"class": number[int(entry["category_id"])], "segmentation": shape, "area": area}
+
+
+def _segments(entry: Mapping[str, Any], number: Mapping[int, int]) -> dict[str, Any]:
+    """Return the picture of an image's segments, and the class of each."""
+    segments = {str(int(part["id"])): number[int(part["category_id"])] for part in entry["segments_info"]}
+    return {"picture": str(entry["file_name"]), "segments": segments}
+
+
+def _folder(path: Path, root: Path, names: Sequence[str], words: Sequence[str] = ()) -> Path:
+    """Return the folder that pictures are named from: the first in which the first one is.
+
+    Raises:
+        DataError: it is in none.
+    """
+    if not names:
+        raise DataError(f"{path} lists no pictures")
+    own = path.parent.name if path.parent != root else ""
+    split = [word for word in path.stem.split("_") if split_alias(word.rstrip("0123456789"))]
+    below = [word for word in (*words, *split, own) if word]
+    tried = [path.parent, *(path.parent / word for word in words), *(root / word for word in below)]
+    tried += [root / "images" / word for word in below] + [root / "images", root]
+    for folder in tried:
+        if (folder / names[0]).is_file():
+            return folder
+    looked = ", ".join(dict.fromkeys(str(folder) for folder in tried))
+    raise DataError(f"{path} names {names[0]!r}, which is in none of {looked}")
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path.resolve())

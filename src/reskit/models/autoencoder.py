@@ -261,14 +261,16 @@ class _Decoder(nn.Module):
 register_family(
     Autoencoder,
     {
+        # Theirs is without shortcuts; the blocks are those of He et al. 2015.
         "residual_autoencoder": (
             {},
-            None,
-            "Hinton and Salakhutdinov, Reducing the Dimensionality of Data with Neural Networks, 2006",
+            1_285_475,
+            "Bergmann et al., Improving Unsupervised Defect Segmentation by Applying Structural Similarity"
+            " to Autoencoders, 2018, arXiv:1807.02011",
         ),
         "residual_vae": (
             {"variational": True},
-            None,
+            1_547_651,
             "Kingma and Welling, Auto-Encoding Variational Bayes, 2013, arXiv:1312.6114",
         ),
     },

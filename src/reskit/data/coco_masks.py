@@ -1,4 +1,4 @@
-"""Masks of COCO's annotations: polygons and run lengths of objects, or panoptic pictures of segment numbers."""
+"""Masks of COCO's annotations: polygons and run lengths of objects, or panoptic pictures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from reskit.data.images import read_array
 from reskit.data.kinds.base import split_alias
 from reskit.data.masks import IGNORED, MOST_CLASSES, MaskCoding, Values
-from reskit.errors import DataError
+from reskit.errors import DataError, MissingExtraError
 
 __all__ = ["CocoMasks", "annotation_files", "open_coco_masks"]
 
@@ -67,14 +67,16 @@ class CocoMasks:
         return Path(picture) if self.root is None else self.root / picture
 
     def _panoptic(self, found: Mapping[str, Any], row: int) -> Values:
-        """Return the classes of a picture whose colours are numbers of segments, red + 256 green + 65536 blue."""
+        """Return the classes of a picture whose colours are numbers: red + 256 green + 65536 blue."""
         pixels = read_array(self._place(found["picture"]), 3).astype(np.int64)
         numbers = pixels[..., 0] | pixels[..., 1] << 8 | pixels[..., 2] << 16
         values = np.full(numbers.shape, IGNORED, dtype=np.int64)  # 0 is no segment
         classes = {int(number): int(index) for number, index in found["segments"].items()}
         for number in np.unique(numbers).tolist():
             if number and number not in classes:
-                raise DataError(f"mask {self.name(row)}: {found['picture']} holds segment {number}, not listed")
+                raise DataError(
+                    f"mask {self.name(row)}: {found['picture']} holds segment {number}, not listed"
+                )
             if number:
                 values[numbers == number] = classes[number]
         return values
@@ -102,9 +104,7 @@ def _run_lengths(shape: Mapping[str, Any], size: tuple[int, int], name: str) -> 
         try:
             from pycocotools import mask as coco
         except ImportError:
-            raise DataError(
-                f"mask {name} holds compressed run lengths: install pycocotools to read them"
-            ) from None
+            raise MissingExtraError("pycocotools", "detect") from None
         found = coco.decode({"size": list(shape["size"]), "counts": counts.encode()})
         return np.ascontiguousarray(found * np.uint8(255))
     flat = np.repeat(np.arange(len(counts)) % 2, counts)
@@ -188,7 +188,8 @@ def _read(path: Path) -> dict[str, Any]:
     for part in _PARTS:
         if not isinstance(content, dict) or not isinstance(content.get(part), list):
             raise DataError(f"{path} has no list {part!r}: COCO's annotations need {', '.join(_PARTS)}")
-    return content
+    found: dict[str, Any] = content
+    return found
 
 
 def _categories(content: Mapping[str, Any], path: Path) -> dict[int, str]:

@@ -43,7 +43,7 @@ class Masked(NamedTuple):
         kind: name of the kind of place.
         title: that kind in words.
         tables: by split, with the columns `image` and `mask`.
-        root: folder that paths start from.
+        root: folder that paths start from, where they do.
         columns: of the place itself: which is the image, which the mask.
         classes: names, where the place knows them.
         notes: what was left aside or decided.
@@ -63,13 +63,13 @@ class Masked(NamedTuple):
 def open_masks(data: DataConfig, *, seed: int) -> Source:
     """Open images and their masks; what kind of place it is, is found out.
 
-    A folder of images beside one of masks, as they are called in `IMAGE_FOLDERS` and `MASK_FOLDERS`, with files of
-    the same stem, splits above or below; annotations of COCO; whatever else `open_source` reads, with a column
-    of images and one of masks. The classes are those of COCO's categories or of a file ``classes.txt``, else
-    they are found in the training masks; see `infer_coding`.
+    A folder of images beside one of masks, as they are called in `IMAGE_FOLDERS` and `MASK_FOLDERS`, with
+    files of the same stem, splits above or below; annotations of COCO; whatever else `open_source` reads,
+    with a column of images and one of masks. The classes are those of COCO's categories or of a file
+    ``classes.txt``, else they are found in the training masks; see `infer_coding`.
 
     Args:
-        data: ``path``, ``test``, the columns, ``on_corrupt``, ``holdout``, ``draw`` and ``validation`` are read.
+        data: what a recipe says; ``loading`` and ``workers`` are not read.
         seed: of what is held out.
 
     Raises:
@@ -78,7 +78,8 @@ def open_masks(data: DataConfig, *, seed: int) -> Source:
     if data.path is None:
         raise DataError("this task has no embedded data: name images and their masks with --data")
     found = _open(data.path, data)
-    tables, roots, notes = dict(found.tables), dict.fromkeys(found.tables, found.root), list(found.notes)
+    tables, notes = dict(found.tables), list(found.notes)
+    roots: dict[str, Path | None] = {}
     if data.test is not None:
         other = _open(data.test, data)
         if other.coco != found.coco or (other.classes and other.classes != found.classes):
@@ -158,7 +159,8 @@ def _columns(features: datasets.Features, data: DataConfig) -> tuple[str, str]:
         mask = next((lowered[word] for word in MASK_COLUMNS if word in lowered), None)
         if mask is None:
             raise DataError(
-                f"cannot tell which column holds the mask: found {', '.join(features)}; say so with label_column"
+                f"cannot tell which column holds the mask: found {', '.join(features)}; say so with"
+                " label_column"
             )
     if mask not in features:
         raise DataError(f"there is no column {mask!r} for the mask: found {', '.join(features)}")
@@ -185,7 +187,9 @@ def _class_names(folder: Path) -> list[str]:
             twice = [name for name, count in Counter(names).items() if count > 1]
             if twice or len(names) < 2:
                 said = f"names {twice[0]!r} twice" if twice else "has fewer than two lines"
-                raise DataError(f"{folder / name} {said}: it should name each class, the first having value 0")
+                raise DataError(
+                    f"{folder / name} {said}: it should name each class, the first having value 0"
+                )
             return names
     return []
 
@@ -229,8 +233,9 @@ def _places(root: Path) -> dict[str, tuple[Path, Path]]:
     found = {name: both for name, folder in above.items() if (both := _both(folder))}
     if "train" not in found:
         raise DataError(
-            f"{root} holds no images with masks: looked for a folder {', '.join(IMAGE_FOLDERS[:2])}, ... beside"
-            f" one {', '.join(MASK_FOLDERS[:4])}, ... (splits above or below), and for COCO's annotations"
+            f"{root} holds no images with masks: looked for a folder {', '.join(IMAGE_FOLDERS[:2])}, ..."
+            f" beside one {', '.join(MASK_FOLDERS[:4])}, ... (splits above or below), and for COCO's"
+            " annotations"
         )
     return found
 
@@ -264,7 +269,8 @@ def _paired(images: Path, masks: Path, notes: list[str]) -> list[tuple[Path, Pat
     if alone:
         listed = ", ".join(path.name for path in alone[:5]) + (", ..." if len(alone) > 5 else "")
         raise DataError(
-            f"{len(alone)} of {len(of_images)} images in {images} have no mask of the same name in {masks}: {listed}"
+            f"{len(alone)} of {len(of_images)} images in {images} have no mask of the same name in {masks}:"
+            f" {listed}"
         )
     left = len(of_masks) - len(of_images)
     if left > 0:
@@ -284,4 +290,3 @@ def _by_stem(folder: Path) -> dict[str, Path]:
             raise DataError(f"{found[stem]} and {path} have one name: which of them is meant?")
         found[stem] = path
     return found
-

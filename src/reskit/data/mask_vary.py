@@ -39,9 +39,9 @@ def vary_masked(
 ) -> tuple[Tensor, Tensor]:
     """Cut a patch of an image and of its mask, varied in the same way.
 
-    What moves pixels works on a larger window, of which the middle is kept; beyond the image lies its mirror image.
-    What is shifted or turned in from further out is black and has no label. A random resized crop is of the
-    whole image.
+    What moves pixels works on a larger window, of which the middle is kept; beyond the image lies its mirror
+    image. What is shifted or turned in from further out is black and has no label. A random resized crop is
+    of the whole image.
 
     Args:
         image: uint8 `(C, H, W)`, of any size.
@@ -105,7 +105,9 @@ def _moved(
     fills = (0, IGNORED)
     if augment.rotate or augment.translate:
         draws = (2 * torch.rand(3, generator=generator) - 1).tolist()
-        shift = [round(draw * augment.translate * side) for draw, side in zip(draws[1:], size[::-1], strict=True)]
+        shift = [
+            round(draw * augment.translate * side) for draw, side in zip(draws[1:], size[::-1], strict=True)
+        ]
         pair = [
             tv.affine(
                 part,

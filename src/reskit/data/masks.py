@@ -141,9 +141,9 @@ class MaskCoding:
         if wrong.any():
             value = int(values[wrong][0])
             raise DataError(
-                f"mask {name} holds the value {shown(value)} in {int(wrong.sum()):,} pixels, which is none of the"
-                f" {len(self.values)} classes ({_listed(self.values)}); mend it, or name all classes in a file"
-                " classes.txt beside the data, one a line"
+                f"mask {name} holds the value {shown(value)} in {int(wrong.sum()):,} pixels, which is none"
+                f" of the {len(self.values)} classes ({_listed(self.values)}); mend it, or name all classes"
+                " in a file classes.txt beside the data, one a line"
             )
         return torch.from_numpy(index[found])
 
@@ -151,8 +151,8 @@ class MaskCoding:
 def infer_coding(counts: Mapping[int, int], names: Sequence[str] = ()) -> MaskCoding:
     """Return which stored value is which class, from the values that training masks hold.
 
-    Black and white alone are two classes. Small values are indices of classes, and 255 (65535 of 16 bits) among
-    them is no label. Other levels, and colours, are a class each, in order.
+    Black and white alone are two classes. Small values are indices of classes, and 255 (65535 of 16 bits)
+    among them is no label. Other levels, and colours, are a class each, in order.
 
     Args:
         counts: pixels of each stored value.
@@ -168,12 +168,17 @@ def infer_coding(counts: Mapping[int, int], names: Sequence[str] = ()) -> MaskCo
         if len(names) > MOST_CLASSES:
             raise DataError(f"{len(names)} classes are more than {MOST_CLASSES}, which masks can hold here")
         if binary and len(names) == 2:
-            return MaskCoding(tuple(names), (0, int(white or 0)), note=f"masks hold 0 and {white}, two classes")
-        return MaskCoding(tuple(names), tuple(range(len(names))), _WHITE, note="masks hold indices of classes")
+            return MaskCoding(
+                tuple(names), (0, int(white or 0)), note=f"masks hold 0 and {white}, two classes"
+            )
+        return MaskCoding(
+            tuple(names), tuple(range(len(names))), _WHITE, note="masks hold indices of classes"
+        )
     if len(found) > _MOST_VALUES:
         raise DataError(
-            f"the masks hold {len(found)} different values, such as {_listed(found[:8])}: they look like pictures,"
-            " or were saved as JPEG; masks hold one value a class and are stored without loss, as PNG"
+            f"the masks hold {len(found)} different values, such as {_listed(found[:8])}: they look like"
+            " pictures, or were saved as JPEG; masks hold one value a class and are stored without loss,"
+            " as PNG"
         )
     if binary and len(found) == 2:
         note = f"masks hold 0 (background) and {white} (foreground)"
@@ -189,8 +194,8 @@ def infer_coding(counts: Mapping[int, int], names: Sequence[str] = ()) -> MaskCo
         coding = MaskCoding(listed, tuple(found), note=f"masks hold {_listed(found)}, a class each")
     if len(coding.names) < 2:
         raise DataError(
-            f"the masks hold {_listed(found)} only: two classes are needed at least; where another class is rare,"
-            " name all in a file classes.txt beside the data, one a line"
+            f"the masks hold {_listed(found)} only: two classes are needed at least; where another class is"
+            " rare, name all in a file classes.txt beside the data, one a line"
         )
     return coding
 
@@ -230,13 +235,13 @@ class MaskSplit(Split):
         values = self.masks.values(row)
         if values.shape != size:
             raise DataError(
-                f"mask {self.masks.name(row)} is {values.shape[0]}x{values.shape[1]} (height x width), its image"
-                f" {self.row_name(row)} is {size[0]}x{size[1]}: they must be of one size"
+                f"mask {self.masks.name(row)} is {values.shape[0]}x{values.shape[1]} (height x width), its"
+                f" image {self.row_name(row)} is {size[0]}x{size[1]}: they must be of one size"
             )
         return self.coding.classes(values, self.masks.name(row))
 
     def counts(self) -> dict[str, int]:
-        """Return the pixels of each class, of all masks or of a seeded sample of 2,000; see `Split.counts`."""
+        """Return the pixels of each class, of all masks or a seeded sample of 2,000; see `Split.counts`."""
         counts = self.value_counts
         return {
             name: counts.get(value, 0)
@@ -245,7 +250,7 @@ class MaskSplit(Split):
 
     @cached_property
     def value_counts(self) -> dict[int, int]:
-        """Pixels of each stored value; masks that cannot be read are passed over, whoever reads them reports it."""
+        """Pixels of each stored value; masks that cannot be read are passed over, here."""
         return count_values(self.masks, self.rows.tolist())
 
     def target_bytes(self) -> bytes:

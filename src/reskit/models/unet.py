@@ -23,7 +23,7 @@ AUXILIARY = 2
 
 
 class _Rise(nn.Module):
-    """One level up: the deep map is narrowed and enlarged, joined to the skip, and merged by a residual block.
+    """One level up: the map from below is narrowed, enlarged, joined to the skip and merged by a block.
 
     Narrowing comes before enlarging: there it costs a quarter, and the two agree, for a 1x1 convolution
     commutes with copying pixels.
@@ -173,7 +173,8 @@ class UNet(Backbone):
         if self.features_only or not self.num_classes:
             return super().forward(x)
         maps = self.feature_maps(x)
-        return self.decoder([x, *maps] if len(self.skips) > len(maps) else maps)  # type: ignore[no-any-return]
+        logits: Tensor = self.head([x, *maps] if len(self.skips) > len(maps) else maps)
+        return logits
 
 
 def _for_encoder(encoder: str, arguments: dict[str, Any], both: Mapping[str, bool]) -> dict[str, Any]:
@@ -188,7 +189,9 @@ def _for_encoder(encoder: str, arguments: dict[str, Any], both: Mapping[str, boo
         raise ModelError(f"{encoder!r} is no encoder for a U-Net{did_you_mean(encoder, known)}")
     for name, value in both.items():
         if name in arguments:
-            raise ModelError(f"{name} is said once for encoder and decoder: leave it out of encoder_arguments")
+            raise ModelError(
+                f"{name} is said once for encoder and decoder: leave it out of encoder_arguments"
+            )
         if value != (name == "residual") and name not in entry.options:
             raise ModelError(f"encoder {encoder!r} does not know {name}={value}")
         if name in entry.options and name not in entry.arguments:
@@ -212,7 +215,10 @@ def _widths(skips: Sequence[int], widths: Sequence[int] | None) -> list[int]:
     return list(widths)
 
 
-_UNET = "Ronneberger et al., U-Net: Convolutional Networks for Biomedical Image Segmentation, 2015, arXiv:1505.04597"
+_UNET = (
+    "Ronneberger et al., U-Net: Convolutional Networks for Biomedical Image Segmentation, 2015,"
+    " arXiv:1505.04597"
+)
 
 register_family(
     UNet,

@@ -58,14 +58,15 @@ def overlay(image: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
     edge[:-1] |= classes[:-1] != classes[1:]
     edge[:, :-1] |= classes[:, :-1] != classes[:, 1:]
     share = np.where(edge & (share > 0), 1.0, share)[..., None]
-    return np.round(base * (1 - share) + tint * share).astype(np.uint8)
+    tinted: np.ndarray = np.round(base * (1 - share) + tint * share).astype(np.uint8)
+    return tinted
 
 
 def mask_panels(image: np.ndarray, truth: np.ndarray, said: np.ndarray, count: int) -> list[np.ndarray]:
     """Return an image, the truth, the answer, and where they differ, uint8 `(H, W)` or `(H, W, 3)` each.
 
-    Of two classes what was said and is not is vermilion, what is and was not said is blue; of more, all that is
-    wrong is vermilion. What has no label is never wrong.
+    Of two classes what was said and is not is vermilion, what is and was not said is blue; of more, all that
+    is wrong is vermilion. What has no label is never wrong.
 
     Args:
         image: uint8 `(C, H, W)`.

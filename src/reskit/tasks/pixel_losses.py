@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from reskit.data.masks import IGNORED
 
-__all__ = ["cross_entropy", "focal", "overlap", "supervised"]
+__all__ = ["cross_entropy", "focal", "overlap"]
 
 _SMOOTH = 1.0
 """Added to both sides of an overlap, in pixels."""
@@ -58,7 +56,8 @@ def overlap(
 
     .. math:: T = \frac{\sum p y}{\sum p y + \alpha \sum p (1 - y) + \beta \sum (1 - p) y}
 
-    with sums over all labelled pixels of the batch. With :math:`\alpha = \beta = 1/2` it is the Dice coefficient.
+    with sums over all labelled pixels of the batch. With :math:`\alpha = \beta = 1/2` it is the Dice
+    coefficient.
 
     Sources: Milletari et al., V-Net, 2016, section 3 (Dice); Salehi et al., Tversky Loss Function for Image
     Segmentation Using 3D Fully Convolutional Deep Networks, 2017.
@@ -82,10 +81,3 @@ def overlap(
     lost = 1 - (both + _SMOOTH / 2) / (union + _SMOOTH / 2)
     share = (true > 0).to(lost.dtype) * (1 if weights is None else weights)
     return (lost * share).sum() / share.sum().clamp(min=1e-6)
-
-
-def supervised(levels: Mapping[int, Tensor]) -> Tensor:
-    """Return the losses of several levels as one: each counts half of the one above it (level 0 the most)."""
-    shares = {level: 0.5**level for level in levels}
-    total = torch.stack([loss * shares[level] for level, loss in levels.items()]).sum()
-    return total / sum(shares.values())

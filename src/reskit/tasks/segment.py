@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from reskit.config import DataConfig, Recipe
@@ -16,12 +15,12 @@ from reskit.data import DataInfo, ImagePreprocess, Source, Split
 from reskit.data.examples import Example, ExampleSet, example_loader, reader
 from reskit.data.mask_sources import open_masks
 from reskit.data.mask_vary import check_augment, vary_masked
-from reskit.data.masks import IGNORED, MaskSplit
+from reskit.data.masks import MaskSplit
 from reskit.errors import ConfigError, DataError
 from reskit.models import Backbone, create_model
 from reskit.tasks.base import TASKS, Answered, Batch, Feeding, TaskSettings
-from reskit.tasks.dense import DenseSettings, DenseTask
-from reskit.tasks.pixel_losses import cross_entropy, focal, overlap, supervised
+from reskit.tasks.dense import DenseTask
+from reskit.tasks.segment_settings import SegmentSettings, added_losses, balanced, supervised
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,36 +30,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Segment", "SegmentSettings"]
 
-LossName = Literal["cross_entropy", "dice", "focal", "tversky"]
-Positive = Annotated[float, Field(gt=0)]
 SHOWN = 4
 WHOLE = 512
 """Images of one size are answered whole up to so many pixels a side, others in tiles."""
 TILE = 256
 LEVELS = 100
 """Steps of probability by which the curve of precision and recall is counted."""
-
-
-def _one(value: Any) -> Any:
-    """Read the name of one loss as a sum of one."""
-    return {value: 1.0} if isinstance(value, str) else value
-
-
-class SegmentSettings(DenseSettings):
-    """What a recipe may say of segmentation."""
-
-    patch: int = Field(256, ge=8, description="side in pixels of the squares that are learned from")
-    patches: int = Field(8, ge=1, description="so many of each image an epoch")
-    classes: tuple[str, ...] = Field((), description="names, where the data have none")
-    losses: Annotated[dict[LossName, Positive], BeforeValidator(_one)] = Field(
-        {"cross_entropy": 1.0, "dice": 1.0}, min_length=1, description="the losses that are added, and their weights"
-    )
-    class_weights: Literal["balanced"] | tuple[Positive, ...] | None = Field(
-        None, description="one a class, or balanced: the inverse of its share of the training pixels"
-    )
-    focal_gamma: float = Field(2.0, ge=0, description="of focal")
-    false_positive: float = Field(0.3, ge=0, le=1, description="alpha of tversky")
-    false_negative: float = Field(0.7, ge=0, le=1, description="beta of tversky")
 
 
 @TASKS.register("segment")
@@ -77,13 +52,12 @@ class Segment(DenseTask):
     name = "segment"
     main_metric = "dice"
     meanings: ClassVar[Mapping[str, str]] = {
-        "dice": "twice the pixels both said and true, by the sum of those said and those true; mean over classes",
-        "iou": "pixels both said and true, by those said or true (Jaccard); mean over classes",
+        "dice": "twice the pixels said and true, by the sum of those said and those true; mean over classes",
+        "iou": "pixels said and true, by those said or true (Jaccard); mean over classes",
         "foreground_dice": "dice of the second of two classes",
         "pixel_error": "share of pixels whose class is wrong; lower is better",
     }
     weakest_by = "dice"
-    drop = (0.5, 0.01, "points")
     pipeline_tag = "image-segmentation"
     Settings = SegmentSettings
     settings: SegmentSettings
@@ -105,6 +79,11 @@ class Segment(DenseTask):
     @classmethod
     def from_recipe(cls, recipe: Recipe, info: DataInfo, preprocess: ImagePreprocess) -> Segment:
         """See `Task.from_recipe`."""
+        if recipe.transfer.trained == "head":
+            raise ConfigError(
+                "transfer.trained: head keeps pooled features, which know no places; give a number of"
+                " segments"
+            )
         settings: SegmentSettings = cls.read_settings(recipe)
         labels, weights = list(settings.classes) or info.classes, settings.class_weights
         if len(labels) != len(info.classes):
@@ -113,10 +92,11 @@ class Segment(DenseTask):
                 f" {', '.join(info.classes[:8])}"
             )
         if weights == "balanced":
-            weights = _balanced([info.splits["train"].per_class.get(name, 0) for name in info.classes])
+            weights = balanced([info.splits["train"].per_class.get(name, 0) for name in info.classes])
         if weights is not None and len(weights) != len(labels):
             raise ConfigError(
-                f"task.arguments.class_weights has {len(weights)} values for {len(labels)} classes: give one each"
+                f"task.arguments.class_weights has {len(weights)} values for {len(labels)} classes: give one"
+                " each"
             )
         return cls(
             preprocess=preprocess,
@@ -146,7 +126,8 @@ class Segment(DenseTask):
             super().check(source)
         elif len(source.classes) != len(self.labels):
             raise DataError(
-                f"{source.location} has {len(source.classes)} classes, the bundle was trained on {len(self.labels)}"
+                f"{source.location} has {len(source.classes)} classes, the bundle was trained on"
+                f" {len(self.labels)}"
             )
 
     def loader(self, split: Split, feeding: Feeding) -> DataLoader[Any]:
@@ -193,10 +174,10 @@ class Segment(DenseTask):
             **recipe.model.arguments,
         )
         if self.settings.patch < 2 * model.strides[-1]:
-            # A deepest map of one pixel an example leaves its norms next to nothing to learn statistics from.
+            # A deepest map of one pixel leaves its norms next to nothing to take statistics from.
             raise ConfigError(
-                f"task.arguments.patch {self.settings.patch} is too small for {recipe.model.name}, whose stride is"
-                f" {model.strides[-1]}: set it to {2 * model.strides[-1]} at least"
+                f"task.arguments.patch {self.settings.patch} is too small for {recipe.model.name}, whose"
+                f" stride is {model.strides[-1]}: set it to {2 * model.strides[-1]} at least"
             )
         return model
 
@@ -205,33 +186,20 @@ class Segment(DenseTask):
         return batch["mask"].long()
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Return the losses of `settings.losses` added; of logits `(N, levels * K, H, W)`, see `supervised`."""
-        levels = outputs.split(len(self.labels), dim=1)
-        return supervised({level: self._loss(logits, target) for level, logits in enumerate(levels)})
-
-    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        settings = self.settings
-        weights = None if self._weights is None else self._weights.to(logits.device)
-        kinds: dict[str, Callable[[], Tensor]] = {
-            "cross_entropy": lambda: cross_entropy(
-                logits, target, weights=weights, smoothing=self.label_smoothing
-            ),
-            "dice": lambda: overlap(logits, target, weights=weights),
-            "focal": lambda: focal(logits, target, gamma=settings.focal_gamma, weights=weights),
-            "tversky": lambda: overlap(
-                logits,
-                target,
-                false_positive=settings.false_positive,
-                false_negative=settings.false_negative,
-                weights=weights,
-            ),
-        }
-        return torch.stack([share * kinds[name]() for name, share in settings.losses.items()]).sum()
+        """Return the sum of `settings.losses`, of logits `(N, levels * K, H, W)`; see `supervised`."""
+        weights = None if self._weights is None else self._weights.to(outputs.device)
+        levels = torch.split(outputs, len(self.labels), dim=1)
+        return supervised(
+            [
+                added_losses(logits, target, self.settings, weights=weights, smoothing=self.label_smoothing)
+                for logits in levels
+            ]
+        )
 
     # Evaluation.
 
     def metrics(self) -> MetricCollection:
-        """Return dice, iou, pixel_error and, of two classes, foreground_dice: over all pixels of all images."""
+        """Return dice, iou, pixel_error and, of two classes, foreground_dice, over all pixels."""
         from reskit.tasks.segment_metrics import segmentation_metrics
 
         return segmentation_metrics(len(self.labels))
@@ -337,9 +305,3 @@ class Segment(DenseTask):
             pa.field("mask", pa.string()),
             pa.field("overlay", pa.string()),
         ]
-
-
-def _balanced(pixels: Sequence[int]) -> tuple[float, ...]:
-    """Return `total / (classes * pixels)` of each class, as scikit-learn balances; 1 for one that is not there."""
-    total, classes = sum(pixels), len(pixels)
-    return tuple(total / (classes * count) if count else 1.0 for count in pixels)

@@ -57,7 +57,8 @@ def class_table(counts: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any
     right, true, said = counts.astype(float)
 
     def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-        return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+        quotient: np.ndarray = np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+        return quotient
 
     columns = {
         "dice": ratio(2 * right, true + said),

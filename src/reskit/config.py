@@ -86,8 +86,9 @@ class PreprocessConfig(_Part):
     size: Annotated[tuple[Side, Side] | None, BeforeValidator(_pair)] = Field(
         None, description="(H, W) in pixels; suited to the data when absent"
     )
-    resize: Literal["squash", "crop"] | None = Field(
-        None, description="scale both sides, or keep proportions and cut; suited to the data when absent"
+    resize: Literal["squash", "crop", "pad"] | None = Field(
+        None,
+        description="scale both sides, or keep proportions and cut or pad; suited to the data when absent",
     )
     interpolation: Literal["bilinear", "bicubic"] | None = Field(
         None, description="both are antialiased; the weights' own or bilinear when absent"

@@ -23,6 +23,8 @@ __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "ImagePreprocess", "Normalize", "mea
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _DEFAULT_SIDE = 224
+PADDING = 128
+"""The grey around an image that is padded, whatever its statistics, which are measured later."""
 _INTERPOLATION = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 
 
@@ -33,7 +35,8 @@ class ImagePreprocess(BaseModel):
         size: ``(height, width)`` in pixels of the network's input.
         channels: 1 (grey), 3 (RGB), 4 (RGB and alpha); other counts for arrays and tensors only.
         resize: ``"squash"`` scales both sides to `size`; ``"crop"`` scales the image, its proportions kept,
-            until it just covers ``size / crop_fraction``, then takes the centre.
+            until it just covers ``size / crop_fraction``, then takes the centre; ``"pad"`` scales it, its
+            proportions kept, until it just fits into `size`, and adds grey on the right or below.
         crop_fraction: part of the scaled image the centre crop keeps, 0.875 by ImageNet's convention.
         interpolation: both kinds are antialiased.
         mean: per channel, for pixels in ``[0, 1]``.
@@ -46,7 +49,7 @@ class ImagePreprocess(BaseModel):
 
     size: tuple[int, int]
     channels: int = Field(default=3, ge=1)
-    resize: Literal["squash", "crop"] = "squash"
+    resize: Literal["squash", "crop", "pad"] = "squash"
     crop_fraction: float = Field(default=1.0, gt=0.0, le=1.0)
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -148,6 +151,8 @@ class ImagePreprocess(BaseModel):
     def fit(self, image: Tensor) -> Tensor:
         """Scale and crop uint8 ``(C, h, w)`` to ``(C, H, W)``."""
         height, width = image.shape[-2:]
+        if self.resize == "pad":
+            return self._padded(image)
         if (height, width) == self.size and (self.resize == "squash" or self.crop_fraction == 1.0):
             return image
         method = _INTERPOLATION[self.interpolation]
@@ -159,6 +164,19 @@ class ImagePreprocess(BaseModel):
         scaled = [max(side, round(old * scale)) for side, old in zip(self.size, (height, width), strict=True)]
         resized = tv.resize(image, scaled, interpolation=method, antialias=True)
         return tv.center_crop(resized, list(self.size))  # type: ignore[no-any-return]
+
+    def scaled(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size `(h, w)` that an image of `(height, width)` is scaled to when it is padded."""
+        scale = min(self.size[0] / height, self.size[1] / width)
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
+    def _padded(self, image: Tensor) -> Tensor:
+        """Scale and pad `(..., C, h, w)` to `size`."""
+        scaled = self.scaled(*image.shape[-2:])
+        method = _INTERPOLATION[self.interpolation]
+        resized = tv.resize(image, list(scaled), interpolation=method, antialias=True)
+        rest = [0, 0, self.size[1] - scaled[1], self.size[0] - scaled[0]]
+        return tv.pad(resized, rest, fill=PADDING)  # type: ignore[no-any-return]
 
     def _without_ends(self, image: Tensor) -> Tensor:
         """Cut an extreme strip to what the centre crop can reach: scaled whole, it could fill the memory."""

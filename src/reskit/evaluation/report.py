@@ -93,6 +93,8 @@ def _examples_csv(task: Task, examples: Mapping[str, np.ndarray], source: Source
     """Return one line an example: the task's columns, classes by name, and which file it was."""
     columns: dict[str, Iterable[Any]] = {}
     for name, values in examples.items():
+        if values.ndim > 1:
+            continue  # what the tables were made of, such as boxes
         is_class = name in _CLASS_COLUMNS and np.issubdtype(values.dtype, np.integer)
         columns[name] = [task.labels[i] for i in values] if is_class else values.tolist()
     columns["file"] = [source[split].row_name(row) for row in examples["index"].tolist()]

@@ -1,8 +1,10 @@
 """Networks by name: every family registers its published variants; see :func:`create_model`."""
 
+from reskit.models.autoencoder import Autoencoder
 from reskit.models.base import Backbone
 from reskit.models.cifar_resnet import CifarResNet
 from reskit.models.densenet import DenseNet
+from reskit.models.detection import Fcos
 from reskit.models.graph import GraphNetwork
 from reskit.models.identify import identify
 from reskit.models.mobilenet import MobileNetV2
@@ -12,12 +14,18 @@ from reskit.models.registry import MODELS, ModelEntry, create_model, list_models
 from reskit.models.resnet import ResNet
 from reskit.models.restoration import RestorationNet
 from reskit.models.summary import model_summary
+from reskit.models.superresolution import EDSR, VDSR
+from reskit.models.unet import UNet
 
 __all__ = [
+    "EDSR",
     "MODELS",
+    "VDSR",
+    "Autoencoder",
     "Backbone",
     "CifarResNet",
     "DenseNet",
+    "Fcos",
     "GraphNetwork",
     "MobileNetV2",
     "ModelEntry",
@@ -25,6 +33,7 @@ __all__ = [
     "PreActResNet",
     "ResNet",
     "RestorationNet",
+    "UNet",
     "create_model",
     "identify",
     "list_models",

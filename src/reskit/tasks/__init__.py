@@ -1,7 +1,25 @@
 """Tasks: one file each, registered by name."""
 
+from reskit.tasks.autoencode import Autoencode
 from reskit.tasks.base import TASKS, Answered, Batch, Feeding, Network, Task, TaskSettings
 from reskit.tasks.classify import Classify
 from reskit.tasks.denoise import Denoise
+from reskit.tasks.detect import Detect
+from reskit.tasks.segment import Segment
+from reskit.tasks.superresolve import SuperResolve
 
-__all__ = ["TASKS", "Answered", "Batch", "Classify", "Denoise", "Feeding", "Network", "Task", "TaskSettings"]
+__all__ = [
+    "TASKS",
+    "Answered",
+    "Autoencode",
+    "Batch",
+    "Classify",
+    "Denoise",
+    "Detect",
+    "Feeding",
+    "Network",
+    "Segment",
+    "SuperResolve",
+    "Task",
+    "TaskSettings",
+]

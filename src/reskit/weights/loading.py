@@ -103,7 +103,8 @@ def load_into(
         ignore: first parts of names in the file, such as ``"fc"``, that may be left over.
         adapt: for transfer: a head of another width is left as it is in the model, and first convolutions
             are fitted to the model's input channels: kernels are summed for one channel (grey then answers as
-            the same grey in every channel did), else repeated in turn and scaled to keep their sum.
+            the same grey in every channel did), else repeated in turn and scaled to keep their sum. Weights
+            that are of the network a model is built on alone (`Backbone.inner`) fill that one.
 
     Returns:
         What became of every name.
@@ -113,6 +114,11 @@ def load_into(
     """
     checkpoint = as_checkpoint(weights)
     own = model.state_dict()
+    if adapt and (inner := _inner_alone(model, own, checkpoint)):
+        below = model.get_submodule(inner)
+        headless = str(getattr(below, "head_name", ""))
+        report = load_into(below, checkpoint, strict=strict, ignore=(*ignore, headless), adapt=True)
+        return report.within(inner, own)
     state, renamed = _in_names_of(model, own, checkpoint)
     fit = fit_state(state, own, Adaptable.of(model) if adapt else Adaptable())
     missing = (n for n in own if n not in state and not n.endswith("num_batches_tracked"))
@@ -139,6 +145,15 @@ def as_checkpoint(weights: Weights) -> Checkpoint:
     if isinstance(weights, Checkpoint):
         return weights
     return read_checkpoint(*([weights] if isinstance(weights, str | Path | Enum) else weights))
+
+
+def _inner_alone(model: nn.Module, own: Mapping[str, Tensor], checkpoint: Checkpoint) -> str:
+    """Return the name of the network a model is built on where weights are of that one alone, else none."""
+    inner = str(getattr(model, "inner", ""))
+    if not inner or checkpoint.graph is not None:  # of formats with a graph, classifiers are known
+        return inner
+    state, _ = _rename(checkpoint.state, getattr(model, "renames", ()))
+    return inner if own.keys().isdisjoint(state) else ""
 
 
 def _in_names_of(
@@ -229,6 +244,7 @@ def _read_bundle(sources: Sequence[str | Path]) -> Checkpoint:
         architecture, task = dict(config["architecture"]), dict(config["task"])
         expected, library = config["files"][_BUNDLE_WEIGHTS], config["library"]
         labels, preprocess = task.get("labels"), dict(task.get("preprocess") or {})
+        question = {"name": task["name"], "arguments": dict(task.get("settings") or {})}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(
             f"{folder / _BUNDLE_CONFIG} is not the config.json of a reskit bundle"
@@ -244,6 +260,7 @@ def _read_bundle(sources: Sequence[str | Path]) -> Checkpoint:
         architecture=architecture,
         preprocess=preprocess,
         labels=labels,
+        task=question,
         provenance={"library": library, "sha256": {weights.name: digest}},
     )
 

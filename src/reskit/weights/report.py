@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +47,18 @@ class KeyReport:
             for kind, names in kinds.items()
             if names or kind == "matched"
         ]
+
+    def within(self, inner: str, own: Collection[str]) -> KeyReport:
+        """Return this report, of a part called `inner`, as that of the whole, with all its names `own`."""
+        missing = (name for name in own if not name.startswith(f"{inner}."))
+        return KeyReport(
+            matched=[f"{inner}.{name}" for name in self.matched],
+            renamed={old: f"{inner}.{new}" for old, new in self.renamed.items()},
+            missing=[*(f"{inner}.{name}" for name in self.missing), *missing],
+            unexpected=self.unexpected,
+            mismatched={f"{inner}.{name}": shapes for name, shapes in self.mismatched.items()},
+            adapted={f"{inner}.{name}": what for name, what in self.adapted.items()},
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return every name, as JSON values."""

@@ -164,16 +164,24 @@ def import_(
         typer.Option(help="How pixels are scaled: as ImageNet's, to [0, 1], not at all, to [-1, 1]."),
     ] = None,
     bgr: Annotated[bool, typer.Option("--bgr", help="The network was made for BGR.")] = False,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="What it answers, a name or {name: ..., arguments: ...}; what it is made for when absent."
+        ),
+    ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Make a bundle of published weights, with a report of what matched."""
     from reskit.files import read_lines
     from reskit.importing import import_bundle
+    from reskit.recipes import load_yaml
 
     names = read_lines(labels) if labels else None
+    question = load_yaml(task, "the value of --task") if task else None
     bundle, imported = import_bundle(
-        files, to, model=model, labels=names, size=size, statistics=statistics, bgr=bgr
+        files, to, model=model, labels=names, size=size, statistics=statistics, bgr=bgr, task=question
     )
     checkpoint, report = imported.checkpoint, imported.report
     name = bundle.model.architecture["name"]

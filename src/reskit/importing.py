@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from reskit.bundle import Bundle
+from reskit.config import TaskConfig
 from reskit.data import IMAGENET_MEAN, IMAGENET_STD, ImagePreprocess
 from reskit.errors import ConfigError, WeightsError
 from reskit.models import MODELS, Backbone, create_model, identify
-from reskit.tasks import Classify
+from reskit.tasks import TASKS, Classify, Task, TaskSettings
 from reskit.weights import Checkpoint, KeyReport, Weights, as_checkpoint, load_into
 
 __all__ = ["Imported", "Statistics", "import_bundle", "import_model"]
@@ -82,6 +84,7 @@ def import_bundle(
     size: int | tuple[int, int] | None = None,
     statistics: Statistics | None = None,
     bgr: bool = False,
+    task: str | Mapping[str, Any] | None = None,
 ) -> tuple[Bundle, Imported]:
     """Make a bundle of published weights, ready to evaluate, predict, export and serve.
 
@@ -96,21 +99,29 @@ def import_bundle(
         statistics: how pixels reach the network.
         bgr: whether it was made for blue, green, red; its first kernels are turned round, so that the
             bundle takes RGB as every other.
+        task: what the network answers: a name, or ``{"name": ..., "arguments": {...}}`` as in a recipe; that
+            of the weights, else what the network is made for, by default.
 
     Raises:
         WeightsError: see `import_model`; or the network gives something else than classes.
         ConfigError: the files do not say how pixels are scaled, or the labels are not as many as the outputs.
     """
     wanted = (size, size) if isinstance(size, int) else size
-    imported = import_model(weights, model=model, size=wanted)
-    network, checkpoint = imported.model, imported.checkpoint
-    if not network.num_classes:
+    checkpoint = as_checkpoint(weights)
+    asked = _asked(task if task is not None else checkpoint.task)
+    decided = asked.kind.architecture(asked.settings) if asked else {}
+    imported = import_model(checkpoint, model=model, size=wanted, **decided)
+    network = imported.model
+    made_for = MODELS.get(network.architecture["name"]).task
+    kind, settings = asked or _Asked.of(made_for if made_for in TASKS else Classify.name, {})
+    if not network.num_classes and kind is Classify:
         raise WeightsError(
             f"{checkpoint.source}: the network has no classes to tell apart (it gives {network.num_features}"
             " features an image), and a bundle needs a task; take it by reskit.import_model, or train a head:"
             " reskit train finetune --weights ..."
         )
-    preprocess = _preprocess(imported, wanted, statistics, bgr=bgr)
+    scaled = "unit" if statistics is None and kind.statistics == "none" else statistics
+    preprocess = _preprocess(imported, wanted, scaled, bgr=bgr)
     if bgr:
         preprocess = _to_rgb(network, preprocess)
     names = list(labels or checkpoint.labels or (f"class {i}" for i in range(network.num_classes)))
@@ -118,7 +129,7 @@ def import_bundle(
         raise ConfigError(f"{len(names)} labels were given for a network of {network.num_classes} classes")
     bundle = Bundle.write(
         to,
-        task=Classify(preprocess=preprocess, labels=names),
+        task=kind(preprocess=preprocess, labels=names, settings=settings),
         model=network,
         metrics={},
         provenance={
@@ -130,9 +141,36 @@ def import_bundle(
                 "report": imported.report.as_dict(),
             }
         },
-        samples=_noise(preprocess),
+        samples=_noise(preprocess).to(getattr(torch, kind.pixels)),
     )
     return bundle, imported
+
+
+class _Asked(NamedTuple):
+    """A task and what is said of it."""
+
+    kind: type[Task]
+    settings: TaskSettings
+
+    @classmethod
+    def of(cls, name: str, arguments: Mapping[str, Any]) -> _Asked:
+        kind = TASKS.get(name)
+        return cls(kind, kind.settings_of(arguments))
+
+
+def _asked(task: str | Mapping[str, Any] | None) -> _Asked | None:
+    """Read a task as a recipe has it.
+
+    Raises:
+        ConfigError, UnknownNameError: there is no such task, or it takes no such arguments.
+    """
+    if task is None:
+        return None
+    try:
+        config = TaskConfig.model_validate({"name": task} if isinstance(task, str) else dict(task))
+    except ValidationError as error:
+        raise ConfigError(f"task: {error.errors()[0]['msg']}") from None
+    return _Asked.of(config.name, config.arguments)
 
 
 def _preprocess(

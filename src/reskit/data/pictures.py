@@ -79,10 +79,14 @@ def divide(
 ) -> dict[str, datasets.Dataset]:
     """Draw what is held out, and what epochs are chosen by, from ``train`` where there are no such splits.
 
+    With nothing to hold out (`data.holdout` is 0), examples that are not split are all taken for ``test``.
+
     Raises:
         DataError: nothing would be left to train on.
     """
     tables = dict(tables)
+    if not data.holdout and set(tables) == {"train"}:
+        return {"test": tables["train"]}
     for name, part in (("test", data.holdout), ("validation", data.validation)):
         if not part or name in tables or (name == "test" and len(tables) > 1):
             continue

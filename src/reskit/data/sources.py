@@ -16,7 +16,7 @@ from reskit.data.seeds import derive_seed
 from reskit.data.split import LabelledSplit, OnCorrupt, Split
 from reskit.errors import DataError
 
-__all__ = ["Source", "open_source"]
+__all__ = ["Source", "kind_of", "open_source"]
 
 _ORDER = ("train", "validation", "test")
 
@@ -50,7 +50,7 @@ class Source:
         self.splits = dict(splits)
         self.columns = columns
         self.notes = notes
-        self.classes = self.splits["train"].classes
+        self.classes = next(iter(self.splits.values())).classes
 
     def __getitem__(self, name: str) -> Split:
         if name not in self.splits:
@@ -122,7 +122,8 @@ def open_source(
         image_column: which column holds the image, where the guess would be wrong.
         label_column: likewise for the label.
         on_corrupt: ``"refuse"`` unreadable images or ``"skip"`` and list them.
-        holdout: part of each class held out as ``test`` when the data have one split only.
+        holdout: part of each class held out as ``test`` when the data have one split only; 0 takes all of
+            them for ``test``.
         validation: part of each class of ``train`` set aside as ``validation``, to choose epochs by; only
             where the data have no such split.
         seed: of both draws.
@@ -136,7 +137,7 @@ def open_source(
     location = "digits" if path is None else str(path)
     if location.startswith("~"):
         location = str(Path(location).expanduser())
-    kind = _guess(location)
+    kind = kind_of(location)
     cache = Path(cache_dir) if cache_dir else None
     found = SOURCES.get(kind).open(location, cache)
     tables, notes = _usable(found, location)
@@ -147,9 +148,11 @@ def open_source(
     classes, coded = encode_labels(
         {name: _labels(table, label, name) for name, table in tables.items()}, features[label]
     )
-    if len(tables) == 1:
+    if len(tables) == 1 and not holdout:
+        tables, coded = {"test": tables["train"]}, {"test": coded["train"]}
+    elif len(tables) == 1:
         _set_aside("test", tables, coded, classes, part=holdout, seed=seed, notes=notes)
-    if validation and "validation" not in tables:
+    if validation and holdout and "validation" not in tables:
         _set_aside("validation", tables, coded, classes, part=validation, seed=seed, notes=notes)
     splits = {
         name: LabelledSplit(
@@ -171,7 +174,12 @@ def open_source(
     return Source(kind, location, splits, columns, notes, title=SOURCES.get(kind).title)
 
 
-def _guess(location: str) -> str:
+def kind_of(location: str) -> str:
+    """Return the name of the kind of place a location is.
+
+    Raises:
+        DataError: it is not there, or of no kind.
+    """
     for name in sorted(SOURCES, key=lambda name: SOURCES.get(name).order):
         if SOURCES.get(name).matches(location):
             return name

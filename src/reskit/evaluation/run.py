@@ -105,7 +105,11 @@ def evaluate(
 def open_as_trained(
     bundle: Bundle, data: str | Path | None = None, on_corrupt: OnCorrupt = "refuse"
 ) -> Source:
-    """Open data with the settings of the bundle's own run."""
+    """Open data with the settings of the bundle's own run.
+
+    What is held out of the data it was trained on, or a copy of them, is held out again. Other data that have
+    one split only are measured whole.
+    """
     settings = bundle.config.provenance.get("settings", {})
     trained = DataConfig.model_validate(settings.get("data", {}))
     path = trained.path if data is None else str(data)
@@ -113,7 +117,11 @@ def open_as_trained(
     asked = trained.model_copy(
         update={"path": path, "on_corrupt": on_corrupt, "test": trained.test if own else None}
     )
-    return bundle.task.open(asked, seed=settings.get("training", {}).get("seed", 0))
+    seed = settings.get("training", {}).get("seed", 0)
+    source = bundle.task.open(asked, seed=seed)
+    if own or source.fingerprint == bundle.config.provenance.get("fingerprint"):
+        return source
+    return bundle.task.open(asked.model_copy(update={"holdout": 0.0, "validation": 0.0}), seed=seed)
 
 
 def held_out_loader(

@@ -122,8 +122,9 @@ def _candidates(numbers: int, features: int) -> Iterator[tuple[ModelEntry, Mappi
     """
     near: list[tuple[float, bool, str]] = []
     for entry in map(MODELS.get, MODELS):
-        if entry.parameters and entry.num_classes:
-            distance = abs((numbers + entry.num_classes * (features + 1)) / entry.parameters - 1)
+        if entry.parameters and (entry.num_classes or entry.task != "classify"):
+            classes = entry.num_classes or 0
+            distance = abs((numbers + classes * (features + 1)) / entry.parameters - 1)
             if distance < _FARTHEST:
                 near.append((round(distance, 3), entry.arguments.get("residual") is False, entry.name))
     for options in _OPTIONS:
@@ -162,18 +163,16 @@ def _renamed(shapes: Shapes, model: Backbone) -> Shapes:
 def _fit(model: Backbone, shapes: Shapes) -> dict[str, Any] | None:
     """Return the arguments that give `model` these shapes: its own, with other classes and channels."""
     own = _shapes_of(model)
-    head = next(n for n in reversed(own) if n.startswith(f"{model.head_name}.") and n.endswith(".weight"))
+    heads = (n for n in reversed(own) if n.startswith(f"{model.head_name}.") and n.endswith(".weight"))
+    head = next(heads, "") if "num_classes" in model.architecture else ""
     stem = next(name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)) + ".weight"
-    theirs, body = set(shapes), {name for name in own if not name.startswith(f"{model.head_name}.")}
-    if stem not in shapes or theirs not in (set(own), body):
+    body = {name for name in own if not (head and name.startswith(f"{model.head_name}."))}
+    if stem not in shapes or set(shapes) not in (set(own), body):
         return None
-    fitted = _on_meta(
-        **{
-            **model.architecture,
-            "num_classes": shapes[head][0] if head in shapes else 0,
-            "in_channels": shapes[stem][1],
-        }
-    )
+    # A first layer may see several pixels of each channel.
+    channels = int(model.architecture["in_channels"]) * shapes[stem][1] // own[stem][1]
+    classes = {"num_classes": shapes[head][0] if head in shapes else 0} if head else {}
+    fitted = _on_meta(**{**model.architecture, **classes, "in_channels": channels})
     if fitted is None or _squeezed(_shapes_of(fitted)) != _squeezed(shapes):
         return None
     return fitted.architecture

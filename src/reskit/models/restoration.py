@@ -178,6 +178,6 @@ register_family(
             "Wang et al. 2017; Zhang et al. 2017 (IRCNN)",
         ),
     },
-    input_size=(1, 64, 64),
+    input_size=(1, 128, 128),
     task="denoise",
 )

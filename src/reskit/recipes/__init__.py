@@ -70,7 +70,7 @@ def _read(name: str, folder: Path, above: tuple[str, ...]) -> dict[str, Any]:
             raise UnknownNameError("recipe", name, list_recipes())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe file {name!r} cannot be read: {error}") from None
-    values = _parse_yaml(text, f"recipe {name!r}")
+    values = load_yaml(text, f"recipe {name!r}")
     if not isinstance(values, dict):
         raise ConfigError(f"recipe {name!r} must be a mapping of keys, not {type(values).__name__}")
     if name in above:
@@ -108,7 +108,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _parse_yaml(text: str, label: str) -> Any:
+def load_yaml(text: str, label: str) -> Any:
     """Parse YAML; `label` says in errors what was to be parsed."""
     try:
         return yaml.load(text, Loader=_Loader)
@@ -121,7 +121,7 @@ def _parse_override(text: str) -> dict[str, Any]:
     path, equals, value = text.partition("=")
     if not equals or not all(path.split(".")):
         raise ConfigError(f"override {text!r} is not of the form key.path=value, as in training.epochs=5")
-    tree = _parse_yaml(value, f"the value of override {text!r:.60}")
+    tree = load_yaml(value, f"the value of override {text!r:.60}")
     for key in reversed(path.split(".")):
         tree = {key: tree}
     return dict(tree)

@@ -21,6 +21,7 @@ from reskit.registry import Registry
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from PIL import Image
     from torch.utils.data import DataLoader
     from torchmetrics import MetricCollection
 
@@ -148,12 +149,17 @@ class Task(ABC):
         Raises:
             ConfigError: a key is unknown or a value out of range.
         """
+        return cls.settings_of(recipe.task.arguments)
+
+    @classmethod
+    def settings_of(cls, arguments: Mapping[str, Any]) -> Any:
+        """Return settings, an instance of `Settings`; errors as `read_settings`."""
         known = cls.Settings.model_fields
-        for key in recipe.task.arguments:
+        for key in arguments:
             if key not in known:
                 raise ConfigError(f"task {cls.name!r} has no argument {key!r}{did_you_mean(key, known)}")
         try:
-            return cls.Settings.model_validate(recipe.task.arguments)
+            return cls.Settings.model_validate(arguments)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, ("task.arguments", *first["loc"])))
@@ -215,6 +221,11 @@ class Task(ABC):
 
     # Training.
 
+    @classmethod
+    def architecture(cls, settings: Any) -> dict[str, Any]:
+        """Return what settings decide of a network, besides its channels and classes."""
+        return {}
+
     @abstractmethod
     def build_model(self, recipe: Recipe) -> Backbone:
         """Return the recipe's network, its weights random, with the head this task needs."""
@@ -253,7 +264,10 @@ class Task(ABC):
 
     @abstractmethod
     def examples(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Return one row an example as columns `(N,)`: what it was, what was said, how wrong that is."""
+        """Return one row an example as columns `(N,)`: what it was, what was said, how wrong that is.
+
+        Columns `(N, ...)` may hold what `analyse` needs besides, such as boxes; they are not written down.
+        """
 
     @abstractmethod
     def analyse(self, examples: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -289,8 +303,10 @@ class Task(ABC):
     def decode(self, outputs: Tensor) -> list[dict[str, Any]]:
         """Return one record an example that a person can read, with the keys of `blank`."""
 
-    def pictures(self, image: Tensor, outputs: Tensor) -> dict[str, np.ndarray]:
+    def pictures(self, image: Tensor, outputs: Tensor) -> Mapping[str, np.ndarray | Image.Image]:
         """Return what is worth saving as a picture of one answer, uint8 `(H, W)` or `(H, W, 3)`, by name.
+
+        A PIL image is saved as it is, with its palette.
 
         Args:
             image: as `read` gave it, `(C, h, w)`.

@@ -156,19 +156,16 @@ class RestorationTask(DenseTask):
         """See `Task.build_model`.
 
         Raises:
-            ConfigError: the network is none for this task.
+            ConfigError: the network is none for this task, or is told what the task decides.
         """
         name = recipe.model.name
         if MODELS.get(name).task != self.name:
             known = ", ".join(list_models(task=self.name))
             raise ConfigError(f"{name} is no network to {self.name} with; those are {known}")
-        return create_model(
-            name, in_channels=self.preprocess.channels, **self.architecture(), **recipe.model.arguments
-        )
-
-    def architecture(self) -> dict[str, Any]:
-        """Return the arguments of the network that the task decides."""
-        return {}
+        decided, said = self.architecture(self.settings), recipe.model.arguments
+        for argument in decided.keys() & said.keys():
+            raise ConfigError(f"model.arguments.{argument} is what task.arguments decides: say it there only")
+        return create_model(name, in_channels=self.preprocess.channels, **said, **decided)
 
     def target(self, batch: Batch) -> Tensor:
         """Return the true image in [0, 1], `(N, C, H, W)`."""

@@ -75,9 +75,10 @@ class SuperResolve(RestorationTask):
         small = shrink(pad_to(large, (self.scale, self.scale)), self.scale)
         return centre(pad_to(small, self.preprocess.size), self.preprocess.size)
 
-    def architecture(self) -> dict[str, Any]:
+    @classmethod
+    def architecture(cls, settings: SuperResolveSettings) -> dict[str, Any]:
         """Return the scale."""
-        return {"scale": self.scale}
+        return {"scale": settings.scale}
 
     def outputs(self, network: Network, images: Tensor) -> Tensor:
         """Answer whole images; of colour pictures a grey network makes the luminance."""

@@ -29,6 +29,7 @@ class Checkpoint:
         preprocess: fields of `ImagePreprocess` (``size``, ``mean``, ``std``, ...), where the file says so;
             mean and standard deviation are of pixels in [0, 1], in RGB order.
         labels: names of the classes, where the file has them.
+        task: ``name`` and ``arguments`` of the task, as a recipe has them, where the file says so.
         provenance: hashes, revision, versions: JSON values.
         notes: what was changed or left out on the way, a sentence each.
     """
@@ -40,6 +41,7 @@ class Checkpoint:
     architecture: Mapping[str, Any] | None = None
     preprocess: Mapping[str, Any] = field(default_factory=dict)
     labels: Sequence[str] | None = None
+    task: Mapping[str, Any] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
 

@@ -52,6 +52,11 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
         "fcos_resnet18_fpn",
         {"backbone": "wrn_16_4", "backbone_arguments": {"depths": [1, 1, 1], "width": 16}, "width": 64},
     ),
+    "unet": ("unet_cifar_resnet20", {"encoder_arguments": {"depths": [1, 1], "width": 8}}),
+    "unet_joined_to_the_image": (
+        "unet_resnet18",
+        {"encoder_arguments": {"depths": [1, 2], "width": 8}, "deep_supervision": True, "widths": [12, 8, 6]},
+    ),
     "autoencoder": ("residual_autoencoder", {"depths": [1, 2], "width": 8, "latent": 4}),
     "vae": ("residual_vae", {"depths": [1, 1], "width": 8, "latent": 4, "shortcut": "D"}),
 }

@@ -15,7 +15,7 @@ from torch import nn
 from reskit.backends import Metadata, Signature, TensorSpec
 from reskit.backends.onnx_graph import to_onnx
 from reskit.backends.openvino import core
-from reskit.backends.servable import Servable, folded
+from reskit.backends.servable import OUTPUT, Servable, folded
 from reskit.backends.writing import largest_difference
 from reskit.data import ImagePreprocess
 from reskit.models import MODELS, create_model
@@ -32,6 +32,8 @@ SHALLOW: dict[str, dict[str, Any]] = {
     "densenet121": {"depths": [2, 2], "growth": 4, "stem_width": 8},
     "nin_residual": {},
     "mobilenet_v2": {"width_factor": 0.25},
+    "unet_resnet18": {"encoder_arguments": {"depths": [1, 1], "width": 8}},
+    "fcos_resnet18_fpn": {"backbone_arguments": {"depths": [1, 1, 1], "width": 8}, "width": 64, "convs": 1},
 }
 SIDE = 32
 
@@ -57,7 +59,7 @@ def test_runs_elsewhere_as_here_at_any_batch_size(name: str) -> None:
     model = network(name)
     signature = Signature(
         inputs=(TensorSpec(name="image", dtype="uint8", shape=(None, 3, SIDE, SIDE)),),
-        outputs=(TensorSpec(name="logits", dtype="float32", shape=(None, 5)),),
+        outputs=(TensorSpec(name=OUTPUT, dtype="float32", shape=(None, 5)),),
     )
     metadata = Metadata(
         backend="onnxruntime",
@@ -79,5 +81,5 @@ def test_runs_elsewhere_as_here_at_any_batch_size(name: str) -> None:
         with torch.inference_mode():
             expected = model(torch.from_numpy(pixels)).numpy()
         assert expected.std() > 1e-3
-        assert largest_difference(session.run(["output"], {"image": pixels})[0], expected) < 1e-4
-        assert largest_difference(compiled({"image": pixels})["output"], expected) < 1e-4
+        assert largest_difference(session.run([OUTPUT], {"image": pixels})[0], expected) < 1e-4
+        assert largest_difference(compiled({"image": pixels})[OUTPUT], expected) < 1e-4

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
@@ -28,6 +27,10 @@ if TYPE_CHECKING:
     from torchmetrics import MetricCollection
 
 __all__ = ["Autoencode", "AutoencodeSettings"]
+
+
+NEAREST = 1e-6
+"""How near to 0 and 1 a made pixel counts for its cross-entropy; engines of 8 bits may go beyond."""
 
 
 def _names(value: Any) -> Any:
@@ -210,7 +213,8 @@ class Autoencode(Task):
         """Return the log-likelihood in nats `(N,)` of pixels in [0, 1], `(N, C * H * W)`."""
         made = parts.images.flatten(1)
         if self.settings.likelihood == "bernoulli":
-            return -F.binary_cross_entropy(made, pixels, reduction="none").sum(1)
+            made = made.clamp(NEAREST, 1 - NEAREST)
+            return (pixels * made.log() + (1 - pixels) * (1 - made).log()).sum(1)
         sigma = self.settings.sigma
         constant = math.log(sigma) + math.log(2 * math.pi) / 2
         return -(((made - pixels) / sigma).square() / 2 + constant).sum(1)

@@ -188,13 +188,12 @@ def _for_encoder(encoder: str, arguments: dict[str, Any], both: Mapping[str, boo
         known = [name for name in MODELS.names() if MODELS.get(name).task == "classify"]
         raise ModelError(f"{encoder!r} is no encoder for a U-Net{did_you_mean(encoder, known)}")
     for name, value in both.items():
+        asked = value != (name == "residual")
         if name in arguments:
-            raise ModelError(
-                f"{name} is said once for encoder and decoder: leave it out of encoder_arguments"
-            )
-        if value != (name == "residual") and name not in entry.options:
+            raise ModelError(f"{name} is said once for both: leave it out of encoder_arguments")
+        if asked and name not in entry.options:
             raise ModelError(f"encoder {encoder!r} does not know {name}={value}")
-        if name in entry.options and name not in entry.arguments:
+        if asked:
             arguments[name] = value
     return arguments
 
@@ -223,11 +222,11 @@ _UNET = (
 register_family(
     UNet,
     {
-        "unet_resnet18": ({"encoder": "resnet18"}, None, _UNET),
-        "unet_resnet34": ({"encoder": "resnet34"}, None, _UNET),
-        "unet_resnet50": ({"encoder": "resnet50"}, None, _UNET),
-        "unet_mobilenet_v2": ({"encoder": "mobilenet_v2"}, None, _UNET),
-        "unet_cifar_resnet20": ({"encoder": "cifar_resnet20"}, None, _UNET),
+        "unet_resnet18": ({"encoder": "resnet18"}, 13_894_850, _UNET),
+        "unet_resnet34": ({"encoder": "resnet34"}, 24_003_010, _UNET),
+        "unet_resnet50": ({"encoder": "resnet50"}, 29_200_066, _UNET),
+        "unet_mobilenet_v2": ({"encoder": "mobilenet_v2"}, 4_565_378, _UNET),
+        "unet_cifar_resnet20": ({"encoder": "cifar_resnet20"}, 309_170, _UNET),
     },
     num_classes=2,
     input_size=(3, 256, 256),

@@ -27,6 +27,7 @@ from reskit.tasks import Task
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from PIL.Image import Image as PILImage
 
 __all__ = ["OUTPUT_FORMATS", "Predictions", "predict", "predict_rows"]
 
@@ -301,7 +302,7 @@ def _stem(name: str, taken: set[str]) -> str:
     raise AssertionError
 
 
-def _saved(pictures: Mapping[str, np.ndarray], folder: Path, stem: str) -> dict[str, str]:
+def _saved(pictures: Mapping[str, np.ndarray | PILImage], folder: Path, stem: str) -> dict[str, str]:
     """Write pictures as PNG; return their paths by name."""
     from PIL import Image
 
@@ -309,7 +310,8 @@ def _saved(pictures: Mapping[str, np.ndarray], folder: Path, stem: str) -> dict[
     for name, pixels in pictures.items():
         path = folder / f"{stem}-{name}.png"
         with atomic_file(path) as staging:
-            Image.fromarray(pixels).save(staging, format="PNG")
+            picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+            picture.save(staging, format="PNG")
         written[name] = str(path)
     return written
 

@@ -14,9 +14,9 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 class Augment(BaseModel):
     """Random variation of training images; everything is off by default.
 
-    Applied in this order: random resized crop, `auto` (streaming only), rotation and translation, padded crop
-    and flip, flips and turns, colour, erasing. Mixup and cutmix are recorded here and applied by the training
-    loop.
+    Applied in this order: random resized crop, `auto` (streaming only), rotation and translation, bending,
+    padded crop and flip, flips and turns, colour, erasing. Mixup and cutmix are recorded here and applied by
+    the training loop.
 
     Attributes:
         flip: probability of mirroring left-right; True means 0.5.
@@ -27,6 +27,8 @@ class Augment(BaseModel):
         aspect: range of width / height of that area.
         rotate: largest angle in degrees, either way.
         translate: largest shift as part of each side, either way.
+        elastic: standard deviation in pixels of nine random shifts, on a grid of 3 by 3 over the image,
+            between which it bends (Ronneberger et al. 2015, section 3.1); 0 for none.
         color_jitter: brightness, contrast and saturation, each a largest relative change.
         erase: probability of erasing a rectangle (Zhong et al. 2017).
         auto: a published policy, image by image: TrivialAugment (Mueller and Hutter 2021) or RandAugment
@@ -45,6 +47,7 @@ class Augment(BaseModel):
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     rotate: float = Field(default=0.0, ge=0.0, le=180.0)
     translate: Probability = 0.0
+    elastic: float = Field(default=0.0, ge=0.0)
     color_jitter: tuple[Probability, Probability, Probability] = (0.0, 0.0, 0.0)
     erase: Probability = 0.0
     auto: Literal["trivial", "rand"] | None = None

@@ -14,7 +14,21 @@ from torch import Tensor
 from reskit.data.augment import Augment
 from reskit.errors import ConfigError
 
-__all__ = ["adjust_color", "augment_batch", "crop_flip", "draw_boxes", "erase_boxes", "turn", "warp"]
+__all__ = [
+    "ELASTIC_GRID",
+    "adjust_color",
+    "augment_batch",
+    "bend",
+    "bent_grid",
+    "crop_flip",
+    "draw_boxes",
+    "erase_boxes",
+    "turn",
+    "warp",
+]
+
+ELASTIC_GRID = 3
+"""Shifts along each side of an image that is bent."""
 
 _ERASE_AREA = (0.02, 0.33)  # the ranges of Zhong et al. 2017
 _ERASE_ASPECT = (0.3, 3.3)
@@ -54,6 +68,9 @@ def augment_batch(
         angle = uniform(-augment.rotate, augment.rotate)
         shift = torch.stack([uniform(-augment.translate, augment.translate) for _ in range(2)], 1)
         images = warp(images, boxes=boxes, angle=angle, shift=shift, size=size)
+    if augment.elastic:
+        shifts = torch.randn(count, 2, ELASTIC_GRID, ELASTIC_GRID, generator=generator) * augment.elastic
+        images = bend(images, shifts)
     if augment.flip or augment.crop_padding:
         span = 2 * augment.crop_padding + 1
         offset = torch.randint(span, (count, 2), generator=generator)
@@ -198,6 +215,44 @@ def warp(
     grid = F.affine_grid(theta, [count, channels, *size], align_corners=False)
     sampled = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return sampled.contiguous(memory_format=torch.channels_last)
+
+
+def bend(images: Tensor, shifts: Tensor) -> Tensor:
+    """Move the pixels of each image by shifts that change smoothly over it; borders are mirrored.
+
+    Args:
+        images: ``(N, C, H, W)``, any dtype.
+        shifts: see `bent_grid`.
+
+    Returns:
+        float32 ``(N, C, H, W)``, channels last.
+    """
+    height, width = images.shape[-2:]
+    y, x = (
+        (torch.arange(side, dtype=torch.float32) * 2 + 1) / side - 1 for side in (height, width)
+    )  # centres of pixels in the [-1, 1] of grid_sample
+    straight = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1)
+    grid = straight + bent_grid(shifts, (height, width))
+    bent = F.grid_sample(
+        images.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False
+    )
+    return bent.contiguous(memory_format=torch.channels_last)
+
+
+def bent_grid(shifts: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return how far each pixel is moved, by bicubic interpolation of shifts on a coarse grid.
+
+    Source: Ronneberger et al., U-Net, 2015, section 3.1.
+
+    Args:
+        shifts: ``(N, 2, g, g)``: right and down in pixels, corner to corner of the image.
+        size: ``(H, W)`` of the image.
+
+    Returns:
+        ``(N, H, W, 2)``: right and down, sides being 2 long as in `grid_sample`.
+    """
+    fine = F.interpolate(shifts, size=size, mode="bicubic", align_corners=True)
+    return fine.permute(0, 2, 3, 1) * torch.tensor([2 / size[1], 2 / size[0]])
 
 
 def adjust_color(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:

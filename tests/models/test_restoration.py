@@ -43,7 +43,7 @@ def test_vdsr_without_detail_is_bicubic() -> None:
 
 
 def test_both_kinds_of_vdsr_put_detail_where_it_belongs() -> None:
-    """A small image's last layer gives a square of values a pixel: the square's places are the large image's."""
+    """The last layer at a small size gives a square of values a pixel, in the order of its places."""
     model = create_model("vdsr", in_channels=1, depth=2, width=4, scale=2, subpixel=True)
     image = torch.rand(1, 1, 4, 4)
     with torch.no_grad():

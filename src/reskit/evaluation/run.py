@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,9 +119,12 @@ def open_as_trained(
         update={"path": path, "on_corrupt": on_corrupt, "test": trained.test if own else None}
     )
     seed = settings.get("training", {}).get("seed", 0)
-    source = bundle.task.open(asked, seed=seed)
-    if own or source.fingerprint == bundle.config.provenance.get("fingerprint"):
-        return source
+    if own:
+        return bundle.task.open(asked, seed=seed)
+    with contextlib.suppress(DataError):  # too few to be split; what else is wrong is found again
+        source = bundle.task.open(asked, seed=seed)
+        if source.fingerprint == bundle.config.provenance.get("fingerprint"):
+            return source
     return bundle.task.open(asked.model_copy(update={"holdout": 0.0, "validation": 0.0}), seed=seed)
 
 

@@ -6,6 +6,7 @@ The public names below are imported on first use, so that ``import reskit`` stay
 - `train`: a recipe and data to a bundle
 - `load`: a bundle; `evaluate` and `predict` with one
 - `import_model`, `import_bundle`, `export`: published weights in, files that run elsewhere out
+- `serve`: bundles as a service, REST and gRPC
 - `optimize`: the fastest way to run a bundle here, measured; `bench`: beside its peers
 - `lesion_study`, `prune`: what each residual block is worth, and a network without the cheapest
 - `compare`: runs side by side
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from reskit.optimization import optimize
     from reskit.prediction import predict
     from reskit.recipes import list_recipes, load_recipe
+    from reskit.serving import serve
     from reskit.training import train
 
 _HOMES = {
@@ -56,6 +58,7 @@ _HOMES = {
     "optimize": "reskit.optimization",
     "predict": "reskit.prediction",
     "prune": "reskit.insight",
+    "serve": "reskit.serving",
     "train": "reskit.training",
 }
 
@@ -77,6 +80,7 @@ __all__ = [  # noqa: RUF022 - the order of use
     "prune",
     "evaluate",
     "predict",
+    "serve",
     "Bundle",
     "Recipe",
     "ReskitError",

@@ -238,7 +238,9 @@ def optimize(
     pictures: Pictures = None,
     max_drop: Annotated[
         float | None,
-        typer.Option(min=0, help="What an engine may lose of the main metric: 0.5 points, 0.1 dB by default."),
+        typer.Option(
+            min=0, help="What an engine may lose of the main metric: 0.5 points, 0.1 dB by default."
+        ),
     ] = None,
     backends: Annotated[
         list[str] | None, typer.Option("--backend", metavar="NAME", help="Try only this one; repeatable.")
@@ -281,6 +283,80 @@ def optimize(
         return
     _console().print(engines_table(result.plan), choices_table(result.plan), sep="\n")
     _print_paths({"plan": result.folder})
+
+
+@app.command()
+def serve(
+    bundles: Annotated[
+        list[str],
+        typer.Argument(metavar="BUNDLE...", help="Bundles, folders of versions or of bundles; NAME=BUNDLE."),
+    ],
+    host: Annotated[str, typer.Option(help="Address; of this machine alone by default.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Of REST; 0 takes a free one.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="Of gRPC; 0 takes a free one.")] = 8001,
+    no_grpc: Annotated[bool, typer.Option("--no-grpc", help="Leave gRPC out.")] = False,
+    engine: Engine = "auto",
+    max_batch: Annotated[
+        int | None, typer.Option(help="Most examples at once; what `reskit optimize` found best, else 16.")
+    ] = None,
+    max_delay_ms: Annotated[
+        float, typer.Option(help="How long an example may wait for others though a worker rests.")
+    ] = 0.0,
+    queue: Annotated[int, typer.Option(help="Most examples that wait; more are told to come again.")] = 256,
+    workers: Annotated[int | None, typer.Option(help="Batches at the same time.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds an answer may take.")] = 30.0,
+    body_timeout: Annotated[float, typer.Option(help="Seconds a request may take to arrive.")] = 30.0,
+    grace: Annotated[float, typer.Option(help="Seconds a stop waits for what is being answered.")] = 30.0,
+    drain: Annotated[float, typer.Option(help="Seconds a stop goes on answering, not ready.")] = 0.0,
+    max_body: Annotated[float, typer.Option(help="Largest body in MiB, decompressed.")] = 64.0,
+    max_pixels: Annotated[int, typer.Option(help="Largest image.")] = 50_000_000,
+    max_connections: Annotated[int, typer.Option(help="Most connections at once.")] = 2048,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Hashes of the tokens that may ask; anyone may without it.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Ask clients for certificates that these signed, PEM.")
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Answer over REST and gRPC by the Open Inference Protocol until told to stop."""
+    from reskit.serving import Server
+    from reskit.serving import serve as run
+
+    def started(server: Server) -> None:
+        if json:
+            _print_json(server.as_dict())
+            sys.stdout.flush()
+        for line in server.lines():
+            typer.echo(line, err=True)
+
+    named = [given.rpartition("=") for given in bundles]
+    run(
+        [(name or None, folder) for name, _, folder in named],
+        started=started,
+        host=host,
+        port=port,
+        grpc_port=None if no_grpc else grpc_port,
+        engine=engine,
+        max_batch=max_batch,
+        max_delay_ms=max_delay_ms,
+        queue=queue,
+        workers=workers,
+        timeout_s=timeout,
+        body_timeout_s=body_timeout,
+        grace_s=grace,
+        drain_s=drain,
+        max_body_mib=max_body,
+        max_pixels=max_pixels,
+        max_connections=max_connections,
+        token_file=token_file,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        tls_client_ca=tls_client_ca,
+    )
 
 
 @app.command()

@@ -9,14 +9,15 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from reskit.backends.plan import GOALS, find_plan, other_machines, plan_time
+from reskit.backends.base import Runner
+from reskit.backends.plan import GOALS, Engine, find_plan, other_machines, plan_time
 from reskit.backends.servable import INPUT, OUTPUT
 from reskit.errors import BackendError, ConfigError
 
 if TYPE_CHECKING:
     from reskit.bundle import Bundle
 
-__all__ = ["Answers", "answers"]
+__all__ = ["Answers", "answers", "planned"]
 
 Answers = Callable[[Tensor], Tensor]
 """Raw pixels `(N, C, H, W)` on the CPU to outputs, float32 on the CPU."""
@@ -48,14 +49,28 @@ def answers(bundle: Bundle, engine: str = "auto") -> Answers:
     return loaded[key]
 
 
-def _planned(bundle: Bundle, engine: str) -> Answers:
+def planned(bundle: Bundle, engine: str = "auto") -> tuple[Runner, Engine]:
+    """Return the runner that `reskit optimize` chose on this machine, and what it measured of it.
+
+    Args:
+        bundle: what is asked.
+        engine: a goal; else that of the plan.
+
+    Raises:
+        BackendError: the plan is missing, of another machine, or damaged.
+    """
     found = find_plan(bundle)
     if found is None:
         others = other_machines(bundle.path)
         where = f"was optimised for another machine ({', '.join(others)})" if others else "was not optimised"
         raise BackendError(f"bundle {bundle.path} {where}; run `reskit optimize {bundle.path}` here")
     plan, folder = found
-    runner = plan.load(folder, next((goal for goal in GOALS if goal == engine), None))
+    goal = next((goal for goal in GOALS if goal == engine), None)
+    return plan.load(folder, goal), plan.engine(goal)
+
+
+def _planned(bundle: Bundle, engine: str) -> Answers:
+    runner, _ = planned(bundle, engine)
 
     def answer(pixels: Tensor) -> Tensor:
         return torch.from_numpy(runner.run({INPUT: pixels.contiguous().numpy()})[OUTPUT])

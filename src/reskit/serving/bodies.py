@@ -1,0 +1,151 @@
+"""Bodies of requests read into memory: no more than is allowed, no slower, no larger once decompressed."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from reskit.serving.faults import BadRequestError, BusyError, SlowBodyError, TooLargeError
+from reskit.serving.settings import Settings
+
+__all__ = ["Bodies", "compress", "uploads_of"]
+
+_AT_ONCE = 8
+"""Largest bodies that may be in memory at once."""
+_PIECE = 1 << 18
+_WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+_WORTH = 1024
+
+
+class Bodies:
+    """Reads bodies; knows how much of them is in memory.
+
+    Args:
+        settings: of the service.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._most = settings.max_body
+        self._seconds = settings.body_timeout_s
+        self._held = 0
+
+    @asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """Yield the body of a request, decompressed.
+
+        Raises:
+            TooLargeError: it is larger than allowed, or says so.
+            SlowBodyError: it does not arrive in time.
+            BusyError: too much is being received at once.
+            BadRequestError: its encoding is unknown or broken, or it breaks off.
+        """
+        pieces: list[bytes] = []
+        try:
+            await self._receive(request, pieces)
+            yield b"".join(pieces)
+        finally:
+            self._held -= sum(map(len, pieces))
+
+    async def _receive(self, request: Request, pieces: list[bytes]) -> None:
+        encoding = request.headers.get("content-encoding", "identity").lower()
+        if encoding != "identity" and encoding not in _WINDOWS:
+            raise BadRequestError(f"content-encoding {encoding[:40]!r} is not taken; known: gzip, deflate")
+        claimed = request.headers.get("content-length", "0")
+        if claimed.isdecimal() and int(claimed[:18]) > self._most:
+            raise self._too_large()
+        size = 0
+        try:
+            async with asyncio.timeout(self._seconds):
+                async for piece in _decoded(request.stream(), encoding):
+                    size += len(piece)
+                    if size > self._most:
+                        raise self._too_large()
+                    if self._held + len(piece) > _AT_ONCE * self._most:
+                        raise BusyError("too many large requests at once", 1)
+                    self._held += len(piece)
+                    pieces.append(piece)
+        except TimeoutError:
+            raise SlowBodyError(f"the body did not arrive within {self._seconds:g} s") from None
+        except ClientDisconnect:
+            raise BadRequestError("the body broke off") from None
+
+    def _too_large(self) -> TooLargeError:
+        return TooLargeError(f"the body is larger than {self._most:,} bytes, the most this service takes")
+
+
+async def _decoded(chunks: AsyncIterable[bytes], encoding: str) -> AsyncIterator[bytes]:
+    """Yield a body as it comes, decompressed in pieces that are never large.
+
+    Raises:
+        BadRequestError: it is broken, or breaks off.
+    """
+    if encoding == "identity":
+        async for chunk in chunks:
+            yield chunk
+        return
+    inflate = zlib.decompressobj(_WINDOWS[encoding])
+    try:
+        async for chunk in chunks:
+            while chunk and not inflate.eof:
+                yield inflate.decompress(chunk, _PIECE)
+                chunk = inflate.unconsumed_tail
+        yield inflate.flush()
+    except zlib.error as error:
+        raise BadRequestError(f"the body is not {encoding}: {error}") from None
+    if not inflate.eof:
+        raise BadRequestError(f"the {encoding} body breaks off")
+
+
+def compress(body: bytes, accepted: str) -> tuple[bytes, str | None]:
+    """Return a body compressed as the client accepts it, and how; as it is where that is not worth it."""
+    words = [part.split(";")[0].strip().lower() for part in accepted.split(",") if not _refused(part)]
+    encoding = next((word for word in words if word in _WINDOWS), None)
+    if encoding is None or len(body) < _WORTH:
+        return body, None
+    deflate = zlib.compressobj(
+        1, wbits=_WINDOWS[encoding]
+    )  # fast: loopback and data centres are faster still
+    return deflate.compress(body) + deflate.flush(), encoding
+
+
+async def uploads_of(body: bytes, headers: Headers) -> list[tuple[str, bytes]]:
+    """Return the files of a form, or the body itself as the one file, each with its name.
+
+    Raises:
+        BadRequestError: the form is malformed or holds no file.
+    """
+    if not headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        if not body:
+            raise BadRequestError("the body is empty: send an image, or a form with files")
+        return [("body", body)]
+
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    try:
+        form = await _InMemory(headers, stream(), max_files=64, max_fields=16).parse()
+    except (MultiPartException, KeyError) as error:
+        reason = error.message if isinstance(error, MultiPartException) else "it has no boundary"
+        raise BadRequestError(f"the form is malformed: {reason}") from None
+    files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+    if not files:
+        raise BadRequestError("the form holds no file")
+    return [(file.filename or "upload", await file.read()) for file in files]
+
+
+class _InMemory(MultiPartParser):
+    """Starlette's parser, which else would write large files to the disk."""
+
+    spool_max_size = 1 << 62
+
+
+def _refused(part: str) -> bool:
+    """Return whether a part of Accept-Encoding says that an encoding is not wanted."""
+    _, _, weight = part.partition(";")
+    return weight.strip().lower().replace(" ", "") in ("q=0", "q=0.0", "q=0.00", "q=0.000")

@@ -1,0 +1,292 @@
+"""The models a service has: found in the folders named at its start, loaded and unloaded while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reskit.errors import ConfigError, ReskitError, did_you_mean
+from reskit.serving.batching import Answered, Batcher
+from reskit.serving.faults import BadRequestError, NotReadyError, UnknownModelError
+from reskit.serving.metrics import Metrics, ModelMetrics
+from reskit.serving.predictor import Predictor
+from reskit.serving.settings import Settings
+
+__all__ = ["Model", "Repository", "find_models"]
+
+_CONFIG = "config.json"
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,127}")
+
+
+class Model:
+    """One version of a model, loaded.
+
+    Args:
+        name: of the model.
+        version: of the model.
+        predictor: what answers.
+        metrics: of the service.
+        settings: of the service.
+    """
+
+    def __init__(
+        self, name: str, version: str, predictor: Predictor, metrics: Metrics, settings: Settings
+    ) -> None:
+        self.name, self.version = name, version
+        self.predictor = predictor
+        self.metrics = ModelMetrics(metrics, name, version)
+        self.loaded = time.time()
+        self.batcher = Batcher(
+            predictor.run,
+            self.metrics,
+            max_batch=predictor.max_batch,
+            max_delay=settings.max_delay_ms / 1000,
+            limit=settings.queue,
+            workers=predictor.workers,
+            hung_after=settings.timeout_s,
+        )
+        self._grace = settings.grace_s
+        self._users = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether it answers: its network does not hang."""
+        return not self.batcher.hung
+
+    async def infer(self, inputs: Mapping[str, np.ndarray], rows: int, deadline: float) -> Answered:
+        """Return the outputs of arrays that fit the signature; see `Batcher.submit`."""
+        answer = await self.batcher.submit(inputs, rows, deadline)
+        self.metrics.answered(answer)
+        return answer
+
+    @asynccontextmanager
+    async def used(self) -> AsyncIterator[Model]:
+        """Keep it loaded while a request uses it."""
+        self._users += 1
+        try:
+            yield self
+        finally:
+            self._users -= 1
+
+    async def close(self) -> None:
+        """Answer what is under way, then give everything back."""
+        end = time.monotonic() + self._grace
+        while self._users and time.monotonic() < end:
+            await asyncio.sleep(0.005)
+        if await self.batcher.close(max(0.0, end - time.monotonic())):
+            self.predictor.close()
+
+
+class Repository:
+    """The models of a service, by name and version.
+
+    Args:
+        places: folders, as the user named them, each with the name its one bundle is to have, or None.
+        settings: of the service.
+        metrics: of the service.
+    """
+
+    def __init__(
+        self, places: Iterable[tuple[str | None, Path]], settings: Settings, metrics: Metrics
+    ) -> None:
+        self._places = list(places)
+        self._settings, self._metrics = settings, metrics
+        self._loaded: dict[str, dict[str, Model]] = {}
+        self._states: dict[tuple[str, str], tuple[str, str]] = {}
+        self._turns: dict[str, asyncio.Lock] = {}
+        self._found = find_models(self._places)
+
+    @property
+    def models(self) -> list[Model]:
+        """All that are loaded."""
+        return [model for versions in self._loaded.values() for model in versions.values()]
+
+    def names(self) -> list[str]:
+        """Return the names of all models that were found, loaded or not."""
+        return sorted(self._found)
+
+    def versions(self, name: str) -> list[str]:
+        """Return the versions of a model that are loaded, oldest first."""
+        return sorted(self._loaded.get(name, ()), key=int)
+
+    def get(self, name: str, version: str = "") -> Model:
+        """Return a model that is loaded; the newest version unless one is named.
+
+        Raises:
+            UnknownModelError: there is none of the name, or no such version.
+            NotReadyError: it is there, but not loaded.
+        """
+        loaded = self._loaded.get(name, {})
+        if not loaded and name not in self._found:
+            raise UnknownModelError(f"unknown model {name!r}{did_you_mean(name, self._found)}")
+        if version and version not in loaded and version not in self._found.get(name, ()):
+            known = ", ".join(sorted(self._found.get(name, ()), key=int))
+            raise UnknownModelError(f"model {name!r} has no version {version!r}; known: {known}")
+        model = loaded.get(version or max(loaded, key=int, default=""))
+        if model is None:
+            raise NotReadyError(f"model {name!r}{f' version {version}' if version else ''} is not loaded")
+        return model
+
+    def index(self) -> list[dict[str, str]]:
+        """Return every model and version in the folders, and the state it is in."""
+        self._look()
+        rows = []
+        for name in sorted({*self._found, *self._loaded}):
+            for version in sorted({*self._found.get(name, ()), *self._loaded.get(name, ())}, key=int):
+                ready = version in self._loaded.get(name, ())
+                state, reason = self._states.get((name, version), ("UNAVAILABLE", "not loaded"))
+                if ready and state != "UNLOADING":
+                    state, reason = "READY", ""
+                rows.append({"name": name, "version": version, "state": state, "reason": reason})
+        return rows
+
+    async def load_all(self) -> None:
+        """Load the newest version of every model.
+
+        Raises:
+            ReskitError: one cannot be loaded.
+        """
+        for name in self.names():
+            await self.load(name)
+
+    async def load(self, name: str, policy: Mapping[str, Any] | None = None) -> None:
+        """Load a model from the folders named at the start, or load it again.
+
+        What answered until then goes on until the new one is ready, and still answers what it was given.
+
+        Args:
+            name: of the model.
+            policy: which versions, as ``version_policy`` of Triton's model config; the newest when absent.
+
+        Raises:
+            UnknownModelError: there is no such model in the folders.
+            BadRequestError: the policy is not one, or a bundle cannot be loaded.
+        """
+        self._look()
+        if name not in self._found:
+            raise UnknownModelError(f"unknown model {name!r}{did_you_mean(name, self._found)}")
+        async with self._turns.setdefault(name, asyncio.Lock()):
+            wanted = _versions(self._found[name], policy)
+            fresh: dict[str, Model] = {}
+            for version in wanted:
+                self._states[name, version] = ("LOADING", "")
+                try:
+                    predictor = await asyncio.to_thread(
+                        Predictor.load, self._found[name][version], self._settings
+                    )
+                except ReskitError as error:
+                    self._states[name, version] = ("UNAVAILABLE", str(error))
+                    for model in fresh.values():
+                        await model.close()
+                    raise BadRequestError(
+                        f"model {name!r} version {version} cannot be loaded: {error}"
+                    ) from error
+                fresh[version] = Model(name, version, predictor, self._metrics, self._settings)
+            old = self._loaded.get(name, {})
+            self._loaded[name] = fresh
+            for version in fresh:
+                self._states[name, version] = ("READY", "")
+            await self._retire(old.values(), keep=fresh)
+
+    async def unload(self, name: str) -> None:
+        """Unload a model; what it was asked before is answered.
+
+        Raises:
+            UnknownModelError: there is no such model.
+        """
+        if name not in self._found and name not in self._loaded:
+            raise UnknownModelError(f"unknown model {name!r}{did_you_mean(name, self._found)}")
+        async with self._turns.setdefault(name, asyncio.Lock()):
+            await self._retire(self._loaded.pop(name, {}).values(), keep={})
+
+    def _look(self) -> None:
+        """Look into the folders again."""
+        with contextlib.suppress(ConfigError, OSError):  # what is loaded answers on, whatever became of them
+            self._found = find_models(self._places)
+
+    async def close(self) -> None:
+        """Unload everything."""
+        await asyncio.gather(*(self.unload(name) for name in list(self._loaded)))
+
+    async def _retire(self, models: Iterable[Model], *, keep: Mapping[str, Model]) -> None:
+        for model in models:
+            key = model.name, model.version
+            if model.version not in keep:
+                self._states[key] = ("UNLOADING", "")
+            await model.close()
+            if model.version not in keep:
+                self._states[key] = ("UNAVAILABLE", "unloaded")
+
+
+def find_models(places: Iterable[tuple[str | None, Path]]) -> dict[str, dict[str, Path]]:
+    """Return the bundles in folders, by name and version.
+
+    A folder is a bundle; or a model, with bundles in folders named 1, 2, ...; or holds such folders.
+
+    Raises:
+        ConfigError: a folder holds none, two have one name, or a name cannot be one.
+    """
+    found: dict[str, dict[str, Path]] = {}
+    for given, place in places:
+        here = {given or place.resolve().name: versions} if (versions := _bundles(place)) else {}
+        if not here and given is None and place.is_dir():
+            inside = sorted(
+                path for path in place.iterdir() if path.is_dir() and not path.name.startswith(".")
+            )
+            here = {path.name: versions for path in inside if (versions := _bundles(path))}
+        if not here:
+            raise ConfigError(
+                f"{place} is not a bundle and holds none: give folders that `reskit train` wrote"
+            )
+        for name, versions in here.items():
+            if not _NAME.fullmatch(name):
+                raise ConfigError(f"{name!r} cannot be the name of a model: give another as NAME={place}")
+            if name in found:
+                raise ConfigError(f"two models are called {name!r}: name one of them otherwise, NAME={place}")
+            found[name] = versions
+    return found
+
+
+def _bundles(place: Path) -> dict[str, Path]:
+    """Return the versions of the model in a folder; empty where it is none."""
+    if (place / _CONFIG).is_file():
+        return {"1": place}
+    if not place.is_dir():
+        return {}
+    inside = (path for path in place.iterdir() if _VERSION.fullmatch(path.name))
+    return {path.name: path for path in sorted(inside) if (path / _CONFIG).is_file()}
+
+
+def _versions(found: Mapping[str, Path], policy: Mapping[str, Any] | None) -> list[str]:
+    """Return the versions that a policy names.
+
+    Raises:
+        BadRequestError: it is not one, or names a version that is not there.
+    """
+    known = sorted(found, key=int)
+    match policy:
+        case None:
+            return known[-1:]
+        case {"latest": {**latest}} if isinstance(count := latest.get("num_versions", 1), int) and count > 0:
+            return known[-count:]
+        case {"all": {}}:
+            return known
+        case {"specific": {"versions": [*versions]}} if versions:
+            named = [str(version) for version in versions]
+            missing = [version for version in named if version not in found]
+            if missing:
+                raise BadRequestError(f"there is no version {missing[0]!r}; known: {', '.join(known)}")
+            return named
+    raise BadRequestError(
+        "version_policy must be one of {'latest': {'num_versions': 1}}, {'all': {}} and {'specific': "
+        "{'versions': [1]}}"
+    )

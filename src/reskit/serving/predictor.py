@@ -1,0 +1,174 @@
+"""One bundle ready to answer: its fastest engine here, warmed up, with its preprocessing and its labels."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from reskit.backends.answers import Answers, answers, planned
+from reskit.backends.base import Runner, Signature
+from reskit.backends.plan import plan_time
+from reskit.backends.servable import INPUT, OUTPUT, describe
+from reskit.bundle import Bundle
+from reskit.data.images import HEADER_ERRORS
+from reskit.environment import usable_cores
+from reskit.errors import DataError
+from reskit.serving.faults import BadRequestError, EngineError, TooLargeError
+from reskit.serving.settings import Settings
+
+__all__ = ["Predictor", "open_upload"]
+
+MAX_BATCH = 16
+"""Examples at once where nobody measured what is fastest."""
+
+# Those whose decoders are in Pillow itself and start no program, as that of EPS does.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+
+class _Eager(Runner):
+    """The network in PyTorch as `reskit.predict` asks it, with the runner's interface."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__(describe(bundle, "torch", "fp32"))
+        self._answer = answers(bundle, "eager")
+
+    def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        pixels = np.require(inputs[INPUT], requirements=("C", "W"))  # else no tensor can be made of it
+        return {OUTPUT: self._answer(torch.from_numpy(pixels)).numpy()}
+
+
+class Predictor:
+    """What answers for one bundle.
+
+    Args:
+        bundle: the bundle.
+        runner: its engine.
+        engine: the engine's name.
+        threads: processors that one run uses.
+        max_batch: most examples at once.
+        workers: runs at the same time.
+    """
+
+    def __init__(
+        self, *, bundle: Bundle, runner: Runner, engine: str, threads: int, max_batch: int, workers: int
+    ) -> None:
+        self.bundle = bundle
+        self.runner = runner
+        self.engine = engine
+        self.threads = threads
+        self.max_batch = max_batch
+        self.workers = workers
+
+    @classmethod
+    def load(cls, path: Path, settings: Settings) -> Self:
+        """Load a bundle and its engine, and run it at the least and the largest batch size.
+
+        Raises:
+            BundleError: it is not a good bundle.
+            BackendError: there is no plan for this machine though one was asked for, or it is damaged.
+        """
+        bundle = Bundle.load(path)
+        if settings.engine == "eager" or (settings.engine == "auto" and plan_time(path) is None):
+            runner: Runner = _Eager(bundle)
+            name, threads, workers, best = "torch-fp32", usable_cores(), 1, MAX_BATCH
+        else:
+            runner, engine = planned(bundle, settings.engine)
+            name, threads = engine.name, engine.threads
+            # A run takes its threads; an engine of several streams has one for each of as many runs.
+            workers = max(engine.streams, usable_cores() // threads)
+            best = max(engine.batches, key=lambda figures: figures.images_per_s).batch
+        predictor = cls(
+            bundle=bundle,
+            runner=runner,
+            engine=name,
+            threads=threads,
+            max_batch=settings.max_batch or best,
+            workers=settings.workers or workers,
+        )
+        for batch in sorted({1, predictor.max_batch}):
+            runner.warm_up(batch)
+        return predictor
+
+    @property
+    def signature(self) -> Signature:
+        """What goes in and what comes out."""
+        return self.runner.signature
+
+    @property
+    def architecture(self) -> str:
+        """The name of the network."""
+        return str(self.bundle.config.architecture["name"])
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of the classes."""
+        return self.bundle.task.labels
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the outputs of a batch; see `Runner.run`."""
+        return self.runner.run(inputs)
+
+    def read(self, picture: Image.Image) -> Tensor:
+        """Return an image as the task reads it, uint8 `(C, h, w)`.
+
+        Raises:
+            BadRequestError: its pixels cannot be read.
+        """
+        try:
+            return self.bundle.task.read(picture)
+        except (DataError, *HEADER_ERRORS) as error:
+            raise BadRequestError(str(error)) from None
+
+    def record(self, image: Tensor, answer: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
+        """Return the record of an image that `read` gave.
+
+        Args:
+            image: uint8 `(C, h, w)`.
+            answer: raw pixels `(N, C, H, W)`, at most `max_batch` at once, to outputs.
+
+        Raises:
+            EngineError: the outputs are not finite.
+        """
+        task = self.bundle.task
+        outputs = task.outputs(self._network(answer), image[None])
+        if not outputs.isfinite().all():
+            raise EngineError("the network's output is not finite: its weights are damaged")
+        return task.decode(outputs)[0]
+
+    def _network(self, answer: Callable[[np.ndarray], np.ndarray]) -> Answers:
+        def network(pixels: Tensor) -> Tensor:
+            pieces = [answer(piece.contiguous().numpy()) for piece in torch.split(pixels, self.max_batch)]
+            return torch.from_numpy(np.concatenate(pieces))
+
+        return network
+
+    def close(self) -> None:
+        """Give threads and memory back."""
+        self.runner.close()
+
+
+def open_upload(data: bytes, max_pixels: int) -> Image.Image:
+    """Open an uploaded image; its header is read, its pixels are not.
+
+    Raises:
+        TooLargeError: it has more pixels than `max_pixels`.
+        BadRequestError: it is no image of a format that is taken.
+    """
+    try:
+        picture = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except HEADER_ERRORS as error:
+        if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+            raise TooLargeError(f"the image has too many pixels: {error}") from None
+        raise BadRequestError(f"not an image of one of the formats {', '.join(_FORMATS)}") from None
+    if picture.width * picture.height > max_pixels:
+        raise TooLargeError(
+            f"the image has {picture.width} x {picture.height} pixels, this service takes {max_pixels:,}"
+        )
+    return picture

@@ -1,0 +1,192 @@
+"""The server: its sockets, its life from start to the last answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import ssl
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Self
+
+import uvicorn
+
+from reskit.errors import ConfigError
+from reskit.serving.connections import Connection
+from reskit.serving.grpc_service import GrpcServer
+from reskit.serving.rest import make_app
+from reskit.serving.security import check_tls
+from reskit.serving.service import Service
+from reskit.serving.settings import Settings
+
+__all__ = ["Server", "serve"]
+
+
+Bundles = Iterable[str | Path | tuple[str | None, str | Path]]
+
+
+class Server:
+    """REST and gRPC over one service; use it in an `async with` block.
+
+    Args:
+        bundles: see `serve`.
+        settings: how it is set up.
+    """
+
+    def __init__(self, bundles: Bundles, settings: Settings | None = None) -> None:
+        self.settings = settings or Settings()
+        self._places = [
+            (None, Path(place)) if isinstance(place, str | Path) else (place[0], Path(place[1]))
+            for place in bundles
+        ]
+        self.service: Service
+
+    async def __aenter__(self) -> Self:
+        """Load the models, then start to answer."""
+        settings = self.settings
+        check_tls(settings)
+        self.service = Service(self._places, settings)
+        listening = _listening(settings)
+        self._port = listening.getsockname()[1]
+        self._grpc = GrpcServer(self.service, settings) if settings.grpc_port is not None else None
+        await self.service.models.load_all()
+        config = uvicorn.Config(
+            make_app(self.service),
+            http=Connection,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=settings.max_connections,
+            timeout_graceful_shutdown=int(settings.grace_s) + 1,
+            ssl_certfile=settings.tls_cert,
+            ssl_keyfile=settings.tls_key,
+            ssl_ca_certs=None if settings.tls_client_ca is None else str(settings.tls_client_ca),
+            ssl_cert_reqs=ssl.CERT_NONE if settings.tls_client_ca is None else ssl.CERT_REQUIRED,
+        )
+        self._rest = uvicorn.Server(config)
+        self._rest.capture_signals = contextlib.nullcontext  # type: ignore[assignment,method-assign]
+        self._serving = asyncio.create_task(self._rest.serve([listening]))
+        if self._grpc is not None:
+            await self._grpc.start()
+        while not self._rest.started and not self._serving.done():
+            await asyncio.sleep(0.005)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Answer everything under way, then end."""
+        self.service.draining = True
+        await asyncio.sleep(self.settings.drain_s)
+        self.service.stopping.set()
+        self._rest.should_exit = True
+        await asyncio.gather(self._serving, *([self._grpc.stop()] if self._grpc is not None else []))
+        await self.service.close()
+
+    async def run(self) -> None:
+        """Go on until SIGTERM or SIGINT."""
+        stopped = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(name, stopped.set)
+        await stopped.wait()
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """Where it listens, by protocol."""
+        scheme = "http" if self.settings.tls_cert is None else "https"
+        host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
+        urls = {"rest": f"{scheme}://{host}:{self._port}"}
+        if self._grpc is not None:
+            urls["grpc"] = f"{host}:{self._grpc.port}"
+        return urls
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what is told at the start: where it listens, and what answers."""
+        return {
+            "urls": self.urls,
+            "models": [
+                {
+                    "name": model.name,
+                    "version": model.version,
+                    "architecture": model.predictor.architecture,
+                    "engine": model.predictor.engine,
+                    "threads": model.predictor.threads,
+                    "workers": model.predictor.workers,
+                    "max_batch": model.predictor.max_batch,
+                }
+                for model in self.service.models.models
+            ],
+        }
+
+    def lines(self) -> list[str]:
+        """Return the same for people."""
+        where = ", ".join(f"{protocol} {url}" for protocol, url in self.urls.items())
+        return [
+            f"serving: {where}; SIGTERM or Ctrl-C stops when all is answered",
+            *(
+                "{name} version {version}: {architecture} by {engine}, threads {threads}, workers {workers}, "
+                "batches of up to {max_batch}".format(**model)
+                for model in self.as_dict()["models"]
+            ),
+        ]
+
+
+def serve(
+    bundles: Bundles,
+    *,
+    started: Callable[[Server], None] = lambda server: None,
+    **settings: Any,
+) -> None:
+    """Serve bundles by REST and gRPC until SIGTERM or Ctrl-C; what is under way is answered before the end.
+
+    Args:
+        bundles: folders: bundles, models with versions in folders 1, 2, ..., or folders of them; a pair names
+            its bundle, which else is called as its folder.
+        started: called once it answers.
+        **settings: see `Settings`.
+
+    Raises:
+        ConfigError: a setting makes no sense, a port is taken, a folder holds no bundle.
+        BundleError: a bundle is damaged.
+        MissingExtraError: the extra `serve` is not installed.
+    """
+    from uvloop import new_event_loop
+
+    _allow_many_connections()
+
+    async def main() -> None:
+        async with Server(bundles, Settings.of(settings)) as server:
+            started(server)
+            await server.run()
+
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(main())
+
+
+def _listening(settings: Settings) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises:
+        ConfigError: the address is not of this machine, or the port is taken.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(
+            f"cannot listen at {settings.host}:{settings.port}: {reason}; choose --port"
+        ) from None
+
+
+def _allow_many_connections() -> None:
+    """Raise the limit of open files, which is one a connection, as far as this user may."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # not every system has it
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft < hard:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

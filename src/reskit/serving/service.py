@@ -1,0 +1,254 @@
+"""What a service does, whatever protocol it is asked by."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reskit.backends.servable import INPUT, OUTPUT
+from reskit.errors import InputError
+from reskit.serving import describing
+from reskit.serving.faults import BadRequestError, BusyError, DeadlineError, NotReadyError, ServingError
+from reskit.serving.metrics import Metrics
+from reskit.serving.models import Model, Repository
+from reskit.serving.predictor import open_upload
+from reskit.serving.protocol import InferRequest, InferResponse, Output, Wanted, classified
+from reskit.serving.security import Tokens
+from reskit.serving.settings import Settings
+
+__all__ = ["Service"]
+
+_READERS = 32
+"""Uploads read or waited for at the same time."""
+
+
+class Service:
+    """Models, metrics and limits of one server; to be used within its event loop.
+
+    Args:
+        places: folders with bundles, each with a name or None; see `Repository`.
+        settings: how it is set up.
+    """
+
+    def __init__(self, places: Iterable[tuple[str | None, Path]], settings: Settings) -> None:
+        self.settings = settings
+        self.tokens = Tokens.read(settings.token_file)
+        self.metrics = Metrics(
+            {
+                "reskit_queue_depth": ("Examples that wait", self._depths),
+                "reskit_model_ready": ("Whether a model answers", self._readiness),
+            }
+        )
+        self.models = Repository(places, settings, self.metrics)
+        self.draining = False
+        self.stopping = asyncio.Event()
+        self._uploads = 0
+        self._readers = concurrent.futures.ThreadPoolExecutor(_READERS, thread_name_prefix="reskit-read")
+
+    def live(self) -> bool:
+        """Whether the process is worth keeping: no model has all its workers hanging."""
+        return not any(model.batcher.stuck for model in self.models.models)
+
+    def ready(self) -> bool:
+        """Whether it takes requests: every model loaded answers, and nobody asked it to stop."""
+        return not self.draining and all(model.ready for model in self.models.models)
+
+    async def infer(self, name: str, version: str, request: InferRequest, protocol: str) -> InferResponse:
+        """Answer a request of the protocol.
+
+        Raises:
+            ServingError: it is refused, or could not be answered.
+        """
+        model = self.models.get(name, version)
+        async with model.used():
+            with self._counted(model, protocol):
+                try:
+                    rows = model.predictor.signature.check(request.inputs)
+                except InputError as error:
+                    raise BadRequestError(f"model {name!r}: {error}") from None
+                wanted = self._wanted(model, request)
+                answer = await model.infer(request.inputs, rows, self._deadline(request.timeout_s))
+                labels = model.predictor.labels
+                return InferResponse(
+                    model=model.name,
+                    version=model.version,
+                    id=request.id,
+                    outputs=[
+                        Output(
+                            name=one.name,
+                            binary=one.binary,
+                            array=classified(one.name, answer.outputs[one.name], one.classes, labels)
+                            if one.classes
+                            else answer.outputs[one.name],
+                        )
+                        for one in wanted
+                    ],
+                )
+
+    async def predict(self, name: str, version: str, uploads: Sequence[tuple[str, bytes]]) -> dict[str, Any]:
+        """Answer for uploaded images as `reskit.predict` does; one that cannot be read has an error.
+
+        Raises:
+            ServingError: it is refused, or not one could be answered.
+        """
+        if not name and len(self.models.names()) != 1:
+            raise BadRequestError(f"say which model: {', '.join(self.models.names())}")
+        model = self.models.get(name or self.models.names()[0], version)
+        if self._uploads + len(uploads) > self.settings.queue:
+            raise BusyError(f"{self._uploads} uploads are waiting, {self.settings.queue} is the most", 1)
+        began = time.perf_counter()
+        deadline = self._deadline(None)
+        self._uploads += len(uploads)
+        try:
+            async with model.used():
+                with self._counted(model, "predict"):
+                    rows = await asyncio.gather(*(self._row(model, *upload, deadline) for upload in uploads))
+                    failed = [error for _, error in rows if error is not None]
+                    if len(failed) == len(rows):
+                        raise failed[0]
+        finally:
+            self._uploads -= len(uploads)
+        return {
+            "model": model.name,
+            "version": model.version,
+            "engine": model.predictor.engine,
+            "milliseconds": round((time.perf_counter() - began) * 1000, 3),
+            "predictions": [row for row, _ in rows],
+        }
+
+    async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Load a model; what is loaded comes from the folders named at the start alone.
+
+        Args:
+            name: of the model.
+            parameters: of the protocol: ``config`` may hold a ``version_policy`` as JSON, and nothing else.
+
+        Raises:
+            ServingError: there is no such model, it cannot be loaded, or something else was asked for.
+        """
+        if self.draining:
+            raise NotReadyError("the service is stopping")
+        for key in parameters:
+            if key != "config":
+                raise BadRequestError(
+                    f"parameter {key[:80]!r} is not taken: models come from the service's folders"
+                )
+        policy = None
+        if (config := parameters.get("config")) is not None:
+            try:
+                asked = json.loads(config)
+                policy = asked.get("version_policy")
+            except (TypeError, ValueError, AttributeError, RecursionError):
+                raise BadRequestError("config is not a JSON object") from None
+            if asked.keys() - {"version_policy", "name"}:
+                raise BadRequestError(
+                    "only version_policy of a config is taken: a bundle says all else itself"
+                )
+        await self.models.load(name, policy)
+
+    def metadata(self, name: str, version: str) -> dict[str, Any]:
+        """Return the metadata of a model."""
+        return describing.model_metadata(self.models.get(name, version), self.models.versions(name))
+
+    def config(self, name: str, version: str) -> dict[str, Any]:
+        """Return Triton's config of a model."""
+        return describing.model_config(self.models.get(name, version), self.settings)
+
+    def statistics(self, name: str, version: str) -> dict[str, Any]:
+        """Return the statistics of a model, or of all that are loaded."""
+        models = [self.models.get(name, version)] if name else self.models.models
+        return {"model_stats": [model.metrics.statistics() for model in models]}
+
+    def index(self, ready: bool) -> list[dict[str, str]]:
+        """Return the models in the folders, or those that are ready only."""
+        return [row for row in self.models.index() if not ready or row["state"] == "READY"]
+
+    async def close(self) -> None:
+        """Answer what is under way and unload everything."""
+        self.draining = True
+        await self.models.close()
+        self._readers.shutdown(wait=False, cancel_futures=True)
+
+    def _deadline(self, asked: float | None) -> float:
+        """Return when an answer is due, by the loop's clock."""
+        timeout = min(self.settings.timeout_s, asked or self.settings.timeout_s)
+        return asyncio.get_running_loop().time() + timeout
+
+    def _wanted(self, model: Model, request: InferRequest) -> Sequence[Wanted]:
+        """Return the outputs asked for, all when none are.
+
+        Raises:
+            BadRequestError: there is no such output.
+        """
+        names = [spec.name for spec in model.predictor.signature.outputs]
+        for one in request.wanted:
+            if one.name not in names:
+                raise BadRequestError(
+                    f"model {model.name!r} has no output {one.name!r}; it has {', '.join(names)}"
+                )
+        return request.wanted or [Wanted(name=name, binary=request.binary) for name in names]
+
+    async def _row(
+        self, model: Model, filename: str, data: bytes, deadline: float
+    ) -> tuple[dict[str, Any], ServingError | None]:
+        """Return the row of one upload, and why it has no record."""
+        loop = asyncio.get_running_loop()
+        blank = model.predictor.bundle.task.blank
+        try:
+            read = partial(self._record, model, data, deadline, loop)
+            record = await loop.run_in_executor(self._readers, read)
+        except ServingError as error:
+            return {"input": filename, **blank, "error": str(error)}, error
+        return {"input": filename, **record, "error": None}, None
+
+    def _record(
+        self, model: Model, data: bytes, deadline: float, loop: asyncio.AbstractEventLoop
+    ) -> dict[str, Any]:
+        """Read one upload and answer it; runs in a thread, the network's part goes through the batcher."""
+
+        def answer(pixels: np.ndarray) -> np.ndarray:
+            waiting = model.infer({INPUT: pixels}, len(pixels), deadline)
+            answered = asyncio.run_coroutine_threadsafe(waiting, loop)
+            try:
+                return answered.result(max(0.0, deadline - loop.time()) + 5).outputs[OUTPUT]
+            except TimeoutError:  # the loop is gone
+                answered.cancel()
+                raise DeadlineError("no answer in time") from None
+
+        if loop.time() > deadline:
+            raise DeadlineError("no answer in time")
+        began = time.perf_counter()
+        image = model.predictor.read(open_upload(data, self.settings.max_pixels))
+        loop.call_soon_threadsafe(model.metrics.preprocessed, time.perf_counter() - began)
+        return model.predictor.record(image, answer)
+
+    @contextmanager
+    def _counted(self, model: Model, protocol: str) -> Iterator[None]:
+        """Count a request and how it ended."""
+        began, kind = time.perf_counter_ns(), "cancelled"
+        try:
+            yield
+            kind = ""
+        except ServingError as error:
+            kind = error.kind
+            raise
+        except Exception:
+            kind = "internal"
+            raise
+        finally:
+            model.metrics.finished(protocol, time.perf_counter_ns() - began, kind or None)
+
+    def _depths(self) -> dict[tuple[str, str], float]:
+        return {(model.name, model.version): model.batcher.depth for model in self.models.models}
+
+    def _readiness(self) -> dict[tuple[str, str], float]:
+        return {(model.name, model.version): float(model.ready) for model in self.models.models}

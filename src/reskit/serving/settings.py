@@ -1,0 +1,87 @@
+"""How a service is set up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from reskit.errors import ConfigError
+
+__all__ = ["Settings"]
+
+
+class Settings(BaseModel):
+    """What `reskit serve` may be told.
+
+    Attributes:
+        host: address to listen on; of this machine alone unless told.
+        port: of REST; 0 takes a free one.
+        grpc_port: of gRPC; 0 takes a free one, None leaves gRPC out.
+        engine: as `reskit.predict` has it.
+        max_batch: most examples that are computed at once; the batch size that `reskit optimize` found
+            fastest, else 16.
+        max_delay_ms: how long an example may wait for others though a worker rests. While all work, what
+            arrives is gathered anyway.
+        queue: most examples that may wait; more are told to come again.
+        workers: batches computed at the same time; suited to the threads the engine uses when absent.
+        timeout_s: how long an answer may take; a request may ask for less.
+        body_timeout_s: how long a request may take to arrive.
+        grace_s: how long a stop waits for what is being answered.
+        drain_s: how long a stop goes on answering, not ready, so that load balancers notice.
+        max_body_mib: largest body, also once decompressed.
+        max_pixels: largest image.
+        max_connections: most connections, and most calls of gRPC, at once.
+        token_file: hashes of the tokens that may ask; everybody may when absent.
+        tls_cert: certificate chain, PEM.
+        tls_key: its private key, PEM.
+        tls_client_ca: certificates that clients must have one signed by.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    grpc_port: int | None = Field(8001, ge=0, le=65535)
+    engine: Literal["auto", "eager", "latency", "throughput", "memory", "size"] = "auto"
+    max_batch: int | None = Field(None, ge=1)
+    max_delay_ms: float = Field(0.0, ge=0)
+    queue: int = Field(256, ge=1)
+    workers: int | None = Field(None, ge=1)
+    timeout_s: float = Field(30.0, gt=0)
+    body_timeout_s: float = Field(30.0, gt=0)
+    grace_s: float = Field(30.0, ge=0)
+    drain_s: float = Field(0.0, ge=0)
+    max_body_mib: float = Field(64.0, gt=0)
+    max_pixels: int = Field(50_000_000, ge=1)
+    max_connections: int = Field(2048, ge=1)
+    token_file: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Self:
+        """Return checked settings.
+
+        Raises:
+            ConfigError: a value is out of range, or they do not go together.
+        """
+        try:
+            settings = cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        if (settings.tls_cert is None) != (settings.tls_key is None):
+            raise ConfigError("TLS needs both a certificate and its key: give --tls-cert and --tls-key")
+        if settings.tls_client_ca is not None and settings.tls_cert is None:
+            raise ConfigError(
+                "--tls-client-ca asks clients for certificates: give --tls-cert and --tls-key too"
+            )
+        return settings
+
+    @property
+    def max_body(self) -> int:
+        """The largest body in bytes."""
+        return int(self.max_body_mib * 2**20)

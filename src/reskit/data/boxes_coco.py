@@ -42,7 +42,8 @@ def open_coco(root: Path, files: Mapping[str, Path]) -> Found:
     Raises:
         DataError: a file is malformed; it says at which entry.
     """
-    root = root.parent if root.is_file() else root
+    if root.is_file():
+        root = root.parent.parent if root.parent.name == "annotations" else root.parent
     notes: list[str] = []
     read = {split: _read(path) for split, path in files.items()}
     categories = {split: _categories(content, files[split]) for split, content in read.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.detection import MeanAveragePrecision
@@ -19,7 +20,12 @@ def detection_metrics() -> MetricCollection:
 def average_precision(*, extended_summary: bool = False) -> MeanAveragePrecision:
     """Return COCO's average precision, as pycocotools computes it; it does not sync by itself."""
     return MeanAveragePrecision(
-        backend="pycocotools", extended_summary=extended_summary, sync_on_compute=False
+        backend="pycocotools",
+        # torchmetrics' own are in float32, so that a recall of 0.1 falls short of the threshold 0.1.
+        iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
+        rec_thresholds=np.linspace(0.0, 1.0, 101).tolist(),
+        extended_summary=extended_summary,
+        sync_on_compute=False,
     )
 
 

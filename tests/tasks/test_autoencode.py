@@ -23,7 +23,7 @@ from reskit.errors import ConfigError, DataError
 from reskit.evaluation import measure
 from reskit.prediction import Predictions
 from reskit.recipes import load_recipe
-from reskit.tasks import Autoencode
+from reskit.tasks import Autoencode, Feeding
 from reskit.training.feed import Feed
 
 SIZE, LATENT = (5, 4), 3
@@ -251,6 +251,25 @@ def test_pictures_need_no_labels(tmp_path: Path, loading: str) -> None:
         feed_of({"leave_out": "cat"}, data=data)
 
 
+def test_sub_folders_that_share_no_name_are_no_classes(tmp_path: Path) -> None:
+    write(tmp_path, {"train/2019": 4, "train/2020": 4, "test/2021": 2})
+    feed = feed_of({}, data={"path": str(tmp_path)}, training={"batch_size": 2})
+    assert feed.task.labels == []
+    assert "no sub-folder of test is one of train" in "".join(feed.info.notes)
+
+
+def test_other_data_are_measured_by_the_classes_trained_on(tmp_path: Path) -> None:
+    write(tmp_path, {"good": 2, "crack": 3})
+    data = DataConfig(path=str(tmp_path)).model_copy(update={"holdout": 0.0})  # as evaluate asks
+    task = task_of(("good", "fine"), leave_out=["torn"])
+    source = Autoencode.open(data, seed=0)
+    task.check(source)
+    labels = torch.cat([batch["label"] for batch in task.loader(source["test"], Feeding(batch_size=2))])
+    assert sorted(labels.tolist()) == [0, 0, 3, 3, 3]  # the place behind good, fine and torn
+    with pytest.raises(DataError, match="no class of"):
+        task_of(("whole",)).check(source)
+
+
 def write(root: Path, counts: Mapping[str, int]) -> None:
     generator = np.random.default_rng(0)
     for folder, count in counts.items():
@@ -269,6 +288,8 @@ def test_what_cannot_be_is_refused() -> None:
         feed_of({"leave_out": [str(digit) for digit in range(10)]})
     with pytest.raises(ConfigError, match=r"no argument 'latnet'.*latent"):
         feed_of({"latnet": 4})
+    with pytest.raises(ConfigError, match=r"resnet18 is no network to autoencode with.*residual_vae"):
+        task_of().build_model(recipe_of({}, model={"name": "resnet18"}))
     task = task_of(("cat", "dog"))
     with pytest.raises(DataError, match="no class of digits is one the bundle was trained on"):
         task.check(Autoencode.open(DataConfig(), seed=0))

@@ -7,10 +7,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from reskit.config import DataConfig
-from reskit.data.kinds import SOURCES
 from reskit.data.kinds.base import split_alias
 from reskit.data.pictures import open_pictures
-from reskit.data.sources import Source, open_source
+from reskit.data.sources import Source, kind_of, open_source
 from reskit.data.split import LabelledSplit, Split
 
 __all__ = ["open_classed"]
@@ -42,10 +41,9 @@ def open_classed(data: DataConfig, *, seed: int) -> Source:
         )
     source = open_pictures(data, seed=seed)
     found = {name: _classes_of(split) for name, split in source.splits.items()}
-    train = set(found["train"])
-    if None in set().union(*found.values()) or len(train.union(*found.values())) < 2:
+    if None in set().union(*found.values()):
         return source
-    if train.isdisjoint(found[source.held_out]):
+    if "train" in found and set(found["train"]).isdisjoint(found[source.held_out]):
         source.notes.append(
             f"no sub-folder of {source.held_out} is one of train: they are not taken for classes"
         )
@@ -57,10 +55,12 @@ def open_classed(data: DataConfig, *, seed: int) -> Source:
 
 
 def _is_picture_folder(path: str) -> bool:
-    """Tell whether a place is a folder of none but pictures, by the order in which kinds are asked."""
-    place = str(Path(path).expanduser())
-    kinds = sorted(SOURCES, key=lambda name: SOURCES.get(name).order)
-    return next((name for name in kinds if SOURCES.get(name).matches(place)), None) == "folder"
+    """Tell whether a place is a folder of none but pictures.
+
+    Raises:
+        DataError: it is not there, or of no kind.
+    """
+    return kind_of(str(Path(path).expanduser())) == "folder"
 
 
 def _classes_of(split: Split) -> list[str | None]:

@@ -96,7 +96,7 @@ class Autoencoder(Backbone):
         in_channels: int,
         features_only: bool = False,
         size: Sequence[int] = (32, 32),
-        latent: int = 32,
+        latent: int = 16,
         depths: Sequence[int] = (1, 1, 1),
         width: int | Sequence[int] = 32,
         variational: bool = False,
@@ -264,13 +264,13 @@ register_family(
         # Theirs is without shortcuts; the blocks are those of He et al. 2015.
         "residual_autoencoder": (
             {},
-            1_285_475,
+            1_023_315,
             "Bergmann et al., Improving Unsupervised Defect Segmentation by Applying Structural Similarity"
             " to Autoencoders, 2018, arXiv:1807.02011",
         ),
         "residual_vae": (
             {"variational": True},
-            1_547_651,
+            1_154_403,
             "Kingma and Welling, Auto-Encoding Variational Bayes, 2013, arXiv:1312.6114",
         ),
     },

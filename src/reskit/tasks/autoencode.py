@@ -16,7 +16,7 @@ from reskit.config import DataConfig, Recipe
 from reskit.data import DataInfo, ImagePreprocess, Source, Split, make_loader
 from reskit.data.classed import open_classed
 from reskit.errors import ConfigError, DataError, did_you_mean
-from reskit.models import Backbone, create_model
+from reskit.models import MODELS, Backbone, create_model, list_models
 from reskit.models.autoencoder import Parts, divergence, take_apart
 from reskit.tasks.base import TASKS, Answered, Batch, Drop, Feeding, Task, TaskSettings
 from reskit.tasks.restoration import to_pixels
@@ -161,6 +161,11 @@ class Autoencode(Task):
         dataset.labels = torch.from_numpy(recoded)[dataset.labels]
         return loader
 
+    @classmethod
+    def architecture(cls, settings: AutoencodeSettings) -> dict[str, Any]:
+        """Return the length of the latent vector."""
+        return {"latent": settings.latent}
+
     def build_model(self, recipe: Recipe) -> Backbone:
         """See `Task.build_model`.
 
@@ -169,15 +174,19 @@ class Autoencode(Task):
         """
         if recipe.transfer.trained == "head":
             raise ConfigError("transfer.trained: head is for networks with a classifier, not for autoencode")
+        name = recipe.model.name
+        if MODELS.get(name).task != self.name:
+            known = ", ".join(list_models(task=self.name))
+            raise ConfigError(f"{name} is no network to {self.name} with; those are {known}")
         for argument, key in (("latent", "task.arguments.latent"), ("size", "preprocess.size")):
             if argument in recipe.model.arguments:
                 raise ConfigError(f"model.arguments.{argument} is settled by {key}: set that")
         return create_model(
-            recipe.model.name,
+            name,
             in_channels=self.preprocess.channels,
             size=self.preprocess.size,
-            latent=self.settings.latent,
             **recipe.model.arguments,
+            **self.architecture(self.settings),
         )
 
     # Outputs and targets.

@@ -18,6 +18,8 @@ from torchmetrics.classification import (
 )
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from reskit.tasks.restoration import MEASURED, psnr
+
 __all__ = ["classification_metrics", "restoration_metrics"]
 
 
@@ -61,19 +63,17 @@ class _CrossEntropy(Metric):
 def restoration_metrics(measured: Callable[[Tensor], Tensor]) -> MetricCollection:
     """Return the metrics of `RestorationTask.metrics`; `measured` gives the part of an image that counts."""
     return MetricCollection(
-        {"psnr": _OfImages(measured, _psnr), "ssim": _OfImages(measured, _ssim)}, compute_groups=False
+        {"psnr": _OfImages(measured, psnr), "ssim": _OfImages(measured, _ssim)}, compute_groups=False
     )
 
 
-def _psnr(made: Tensor, true: Tensor) -> Tensor:
-    error = (made.double() - true.double()).square().flatten(1).mean(1)
-    return -10 * error.log10()
-
-
 def _ssim(made: Tensor, true: Tensor) -> Tensor:
-    values = structural_similarity_index_measure(made, true, data_range=1.0, reduction="none")
-    assert isinstance(values, Tensor)
-    return values
+    _, everywhere = structural_similarity_index_measure(
+        made, true, data_range=1.0, reduction="none", return_full_image=True
+    )
+    # Where the window lies within the image only, as Wang et al. have it.
+    inner = slice(MEASURED // 2, -(MEASURED // 2))
+    return everywhere[..., inner, inner].flatten(1).mean(1)
 
 
 class _OfImages(Metric):

@@ -96,6 +96,7 @@ LAYERS = {
     "border": nn.ConstantPad2d((1, 0, 0, 1), 2.0),
     "bends": nn.Sequential(nn.ReLU6(True), nn.LeakyReLU(0.2), nn.ELU(0.5), nn.Hardswish(), nn.SiLU()),
     "in place": nn.Sequential(nn.Conv2d(3, 3, 1), nn.LeakyReLU(0.2, True), nn.ELU(0.5, True)),
+    "enlarged": nn.Sequential(nn.Upsample(scale_factor=2), nn.Upsample((9, 7), mode="bilinear")),
     "curves": nn.Sequential(nn.Tanh(), nn.Sigmoid(), nn.Hardsigmoid(), nn.Hardtanh(-0.1, 0.6)),
 }
 

@@ -42,7 +42,7 @@ _ATEN = (
     " hardtanh_.default leaky_relu.default leaky_relu_.default linear.default max_pool2d.default mean.dim"
     " mul.Tensor new_ones.default pad.default permute.default prelu.default relu.default relu_.default"
     " reshape.default sigmoid.default silu.default silu_.default slice.Tensor softmax.int sub.Tensor"
-    " tanh.default to.dtype view.default"
+    " tanh.default to.dtype upsample_bilinear2d.vec upsample_nearest2d.vec view.default"
 )
 _QUANTIZED = "dequantize_per_channel.default dequantize_per_tensor.default quantize_per_tensor.default"
 _OPERATORS = frozenset(

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from reskit.data.augment import Augment
+from reskit.data.config import DataConfig
 
 __all__ = [
-    "DataConfig",
     "ModelConfig",
     "OptimizerConfig",
     "PreprocessConfig",
@@ -41,25 +41,6 @@ def _several(value: Any) -> Any:
 Side = Annotated[int, Field(ge=1)]
 Spread = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class DataConfig(_Part):
-    """Where the examples are and how they are fed."""
-
-    path: str | None = Field(None, description="file, folder or Hub name; the embedded digits when absent")
-    test: str | None = Field(None, description="another place, all of which is held out; not for classify")
-    image_column: str | None = None
-    label_column: str | None = None
-    on_corrupt: Literal["refuse", "skip"] = "refuse"
-    holdout: float = Field(0.2, gt=0, lt=1, description="share held out when the data has one split only")
-    draw: Literal["random", "last"] = Field(
-        "random", description="what is held out; last by name is not for classify"
-    )
-    validation: float = Field(0.0, ge=0, lt=1, description="share of train set aside to choose epochs by")
-    loading: Literal["auto", "memory", "stream"] = "auto"
-    workers: int | None = Field(
-        None, ge=0, description="loader processes; chosen from the machine when absent"
-    )
 
 
 class ModelConfig(_Part):

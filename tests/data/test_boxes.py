@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from reskit.config import DataConfig
 from reskit.data import ImagePreprocess, Source
 from reskit.data.augment import Augment
 from reskit.data.box_vary import fitted_boxes, vary_boxes
 from reskit.data.boxes import BoxSplit, open_boxes
+from reskit.data.config import DataConfig
 from reskit.errors import ConfigError, DataError
 
 SHARED = Path(os.environ.get("RESKIT_SHARED_DATA", "/work/shared/data"))

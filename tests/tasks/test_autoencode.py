@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 import reskit
-from reskit.config import DataConfig, Recipe
+from reskit.config import Recipe
 from reskit.data import ImagePreprocess, Source
+from reskit.data.config import DataConfig
 from reskit.errors import ConfigError, DataError
 from reskit.evaluation import measure
 from reskit.prediction import Predictions

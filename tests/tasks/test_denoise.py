@@ -12,9 +12,10 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import reskit
-from reskit.config import DataConfig, Recipe
+from reskit.config import Recipe
 from reskit.data import ImagePreprocess
 from reskit.data.augment import Augment
+from reskit.data.config import DataConfig
 from reskit.errors import ConfigError, DataError
 from reskit.recipes import load_recipe
 from reskit.tasks import TASKS, Feeding, Task

@@ -13,10 +13,11 @@ from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import reskit
-from reskit.config import DataConfig, Recipe
+from reskit.config import Recipe
 from reskit.data import ImagePreprocess
 from reskit.data.augment import Augment
 from reskit.data.colour import from_ycbcr, to_ycbcr
+from reskit.data.config import DataConfig
 from reskit.errors import ConfigError, DataError
 from reskit.evaluation import assess, held_out_loader, network_answers
 from reskit.nn import BicubicUpscale

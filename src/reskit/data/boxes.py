@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 import numpy.typing as npt
 
-from reskit.config import DataConfig
+from reskit.data.config import DataConfig
 from reskit.data.pictures import divide
 from reskit.data.sources import Source
 from reskit.data.split import OnCorrupt, Split

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from reskit.config import DataConfig
+from reskit.data.config import DataConfig
 from reskit.data.kinds.base import split_alias
 from reskit.data.pictures import open_pictures
 from reskit.data.sources import Source, kind_of, open_source

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import datasets
 
-from reskit.config import DataConfig
 from reskit.data.coco_masks import CocoMasks, annotation_files, open_coco_masks
+from reskit.data.config import DataConfig
 from reskit.data.kinds import SOURCES
 from reskit.data.kinds.base import IMAGE_SUFFIXES, split_alias
 from reskit.data.labels import guess_columns

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from reskit.config import DataConfig
+from reskit.data.config import DataConfig
 from reskit.data.kinds.base import IMAGE_SUFFIXES, split_alias
 from reskit.data.seeds import derive_seed
 from reskit.data.sources import Source

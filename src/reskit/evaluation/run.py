@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 
 from reskit.backends.answers import answers
 from reskit.bundle import Bundle
-from reskit.config import DataConfig
 from reskit.data import OnCorrupt, Source, choose_mode
+from reskit.data.config import DataConfig
 from reskit.errors import DataError, did_you_mean
 from reskit.evaluation.report import write_report
 from reskit.tasks import Answered, Batch, Feeding, Task

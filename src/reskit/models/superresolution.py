@@ -191,7 +191,9 @@ class EDSR(Backbone):
         return self.last(self.enlarge(self.body(self.first(x))))  # type: ignore[no-any-return]
 
 
-register_family(VDSR, {"vdsr": ({}, 665_921, "Kim et al. 2016")}, input_size=(1, 128, 128), task="superresolve")
+register_family(
+    VDSR, {"vdsr": ({}, 665_921, "Kim et al. 2016")}, input_size=(1, 128, 128), task="superresolve"
+)
 register_family(
     EDSR, {"edsr_baseline": ({}, 1_369_859, "Lim et al. 2017")}, input_size=(3, 128, 128), task="superresolve"
 )

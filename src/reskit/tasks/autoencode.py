@@ -12,9 +12,10 @@ import torch
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
-from reskit.config import DataConfig, Recipe
+from reskit.config import Recipe
 from reskit.data import DataInfo, ImagePreprocess, Source, Split, make_loader
 from reskit.data.classed import open_classed
+from reskit.data.config import DataConfig
 from reskit.errors import ConfigError, DataError, did_you_mean
 from reskit.models import MODELS, Backbone, create_model, list_models
 from reskit.models.autoencoder import Parts, divergence, take_apart

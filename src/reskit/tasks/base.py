@@ -11,9 +11,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from reskit.config import DataConfig, Recipe
+from reskit.config import Recipe
 from reskit.data import DataInfo, ImagePreprocess, Source, Split
 from reskit.data.augment import Augment
+from reskit.data.config import DataConfig
 from reskit.data.loading import Mode
 from reskit.errors import ConfigError, DataError, did_you_mean
 from reskit.models import Backbone

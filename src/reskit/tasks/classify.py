@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
-from reskit.config import DataConfig, Recipe
+from reskit.config import Recipe
 from reskit.data import DataInfo, ImagePreprocess, LabelledSplit, Source, Split, make_loader, open_source
+from reskit.data.config import DataConfig
 from reskit.models import Backbone, create_model
 from reskit.tasks.base import TASKS, Answered, Batch, Feeding, Task, TaskSettings
 

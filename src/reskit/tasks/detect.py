@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reskit.config import DataConfig, Recipe
+from reskit.config import Recipe
 from reskit.data import DataInfo, ImagePreprocess, Source, Split
 from reskit.data.box_vary import check_augment, factors, vary_boxes
 from reskit.data.boxes import BoxSplit, open_boxes
+from reskit.data.config import DataConfig
 from reskit.data.examples import Example, ExampleSet, example_loader, hold
 from reskit.data.memory import verify_split
 from reskit.errors import ConfigError, DataError, did_you_mean

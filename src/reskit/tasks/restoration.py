@@ -12,9 +12,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from reskit.config import DataConfig, Recipe
+from reskit.config import Recipe
 from reskit.data import DataInfo, ImagePreprocess, Source, Split
 from reskit.data.augment import Augment
+from reskit.data.config import DataConfig
 from reskit.data.examples import Example, ExampleSet, example_loader, reader
 from reskit.data.pictures import open_pictures
 from reskit.errors import ConfigError, DataError

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reskit.config import DataConfig, Recipe
+from reskit.config import Recipe
 from reskit.data import DataInfo, ImagePreprocess, Source, Split
+from reskit.data.config import DataConfig
 from reskit.data.examples import Example, ExampleSet, example_loader, reader
 from reskit.data.mask_sources import open_masks
 from reskit.data.mask_vary import check_augment, vary_masked

@@ -139,17 +139,19 @@ class Predictions(Sequence[dict[str, Any]]):
 
     def _csv(self) -> str:
         lists = {name for row in self._rows for name, value in row.items() if isinstance(value, list)}
-        width = {name: max(len(row[name]) for row in self._rows) for name in lists}
+        width = {name: max(len(row.get(name, ())) for row in self._rows) for name in lists}
         keys = {
-            name: list(_by_suffix(next((item for row in self._rows for item in row[name]), {})))
+            name: list(_by_suffix(next((item for row in self._rows for item in row.get(name, ())), {})))
             for name in lists
         }
-        columns = list(self._rows[0]) if self._rows else ["input", *self._task.blank, "error"]
+        # Rows without an answer have no saved pictures either.
+        named = dict.fromkeys(name for row in self._rows for name in row)
+        columns = list(named) or ["input", *self._task.blank, "error"]
 
         def cells(row: Mapping[str, Any], name: str) -> list[Any]:
             if name not in lists:
-                return [row[name]]
-            found = [_by_suffix(item)[key] for item in row[name] for key in keys[name]]
+                return [row.get(name)]
+            found = [_by_suffix(item)[key] for item in row.get(name, ()) for key in keys[name]]
             return found + [None] * (width[name] * len(keys[name]) - len(found))
 
         def titles(name: str) -> list[str]:

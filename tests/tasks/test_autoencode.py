@@ -183,14 +183,16 @@ def test_rows_have_a_score_and_the_latent_vector(tmp_path: Path) -> None:
     assert task_of(latent_in_rows=False).decode(outputs)[0] == {"score": -1.0, "latent": []}
 
     rows = [{"input": name, **record, "error": None} for name, record in zip("ab", records, strict=True)]
-    table = Predictions([*rows, {"input": "c", **task.blank, "error": "broken"}], task)
+    saved = [{**row, "error_map": f"{row['input']}.png"} for row in rows]
+    table = Predictions([{"input": "c", **task.blank, "error": "broken"}, *saved], task)
     table.write(tmp_path / "rows.csv")
     with (tmp_path / "rows.csv").open() as file:
         read = list(csv.DictReader(file))
-    assert list(read[0]) == ["input", "score", "latent1", "latent2", "latent3", "error"]
-    assert float(read[0]["latent2"]) == records[0]["latent"][1]
-    assert read[2]["latent1"] == ""
-    assert table.to_table()["latent"].to_pylist()[:2] == [record["latent"] for record in records]
+    assert list(read[0]) == ["input", "score", "latent1", "latent2", "latent3", "error", "error_map"]
+    assert [row["error_map"] for row in read] == ["", "a.png", "b.png"]
+    assert float(read[1]["latent2"]) == records[0]["latent"][1]
+    assert read[0]["latent1"] == ""
+    assert table.to_table()["latent"].to_pylist()[1:] == [record["latent"] for record in records]
 
 
 def test_pictures_are_the_reconstruction_and_its_error() -> None:

@@ -88,7 +88,7 @@ def vae(folder: Path, overrides: list[str]) -> dict[str, Any]:
     }
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def bound(bundle: reskit.Bundle, draws: int = 64) -> float:
     """Return the evidence lower bound in nats an image of the test split, a mean over draws."""
     task, model = bundle.task, bundle.model

@@ -10,12 +10,13 @@ from typing import Any
 
 import datasets
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from reskit.data.images import read_array
 from reskit.data.kinds.base import split_alias
+from reskit.data.mask_drawing import draw_object
 from reskit.data.masks import IGNORED, MOST_CLASSES, MaskCoding, Values
-from reskit.errors import DataError, MissingExtraError
+from reskit.errors import DataError
 
 __all__ = ["CocoMasks", "annotation_files", "open_coco_masks"]
 
@@ -50,7 +51,7 @@ class CocoMasks:
             return self._panoptic(found, row)
         canvas = Image.new("L", (found["width"], found["height"]), 0)
         for part in sorted(found["objects"], key=lambda part: -part["area"]):
-            _draw(canvas, part, found, self.name(row))
+            draw_object(canvas, part["class"], part["segmentation"], self.name(row))
         return np.asarray(canvas).astype(np.int64)
 
     def name(self, row: int) -> str:
@@ -80,37 +81,6 @@ class CocoMasks:
             if number:
                 values[numbers == number] = classes[number]
         return values
-
-
-def _draw(canvas: Image.Image, part: Mapping[str, Any], found: Mapping[str, Any], name: str) -> None:
-    """Draw one object with its class."""
-    shape = part["segmentation"]
-    if isinstance(shape, Mapping):
-        inside = _run_lengths(shape, (found["height"], found["width"]), name)
-        canvas.paste(part["class"], mask=Image.fromarray(inside))
-        return
-    draw = ImageDraw.Draw(canvas)
-    for polygon in shape:
-        # COCO's numbers are of pixels' corners, Pillow's of their centres.
-        corners = [(x - 0.5, y - 0.5) for x, y in zip(polygon[::2], polygon[1::2], strict=True)]
-        if len(corners) > 2:
-            draw.polygon(corners, fill=part["class"])
-
-
-def _run_lengths(shape: Mapping[str, Any], size: tuple[int, int], name: str) -> np.ndarray:
-    """Return where an object is, uint8 `(H, W)` of 0 and 255, of lengths of runs down the columns."""
-    counts = shape["counts"]
-    if isinstance(counts, str):
-        try:
-            from pycocotools import mask as coco
-        except ImportError:
-            raise MissingExtraError("pycocotools", "detect") from None
-        found = coco.decode({"size": list(shape["size"]), "counts": counts.encode()})
-        return np.ascontiguousarray(found * np.uint8(255))
-    flat = np.repeat(np.arange(len(counts)) % 2, counts)
-    if len(flat) != size[0] * size[1]:
-        raise DataError(f"mask {name} holds runs of {len(flat)} pixels, the image has {size[0] * size[1]}")
-    return np.ascontiguousarray(flat.reshape(size[::-1]).T.astype(np.uint8) * 255)
 
 
 def annotation_files(root: Path) -> dict[str, Path]:

@@ -1,113 +1,19 @@
-"""A server in a thread of the test's own process, and what speaks to it."""
+"""Servers, what they serve, and clients in processes of their own."""
 
 from __future__ import annotations
 
-import asyncio
-import http.client
 import json
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
-
-from reskit.serving import Server, Settings
+from served import Running
 
 CLIENTS = Path(__file__).parent / "clients"
-
-
-class Reply(NamedTuple):
-    """What REST answered."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-class Running:
-    """A server that runs in a thread until `stop`."""
-
-    def __init__(self, bundles: Any, **settings: Any) -> None:
-        self.settings = Settings.of({"port": 0, "grpc_port": 0, **settings})
-        self._started = threading.Event()
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._main(bundles)))
-        self._thread.start()
-        self._started.wait()
-        if self._error is not None:
-            self._thread.join()
-            raise self._error
-
-    async def _main(self, bundles: Any) -> None:
-        self.loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        try:
-            async with Server(bundles, self.settings) as self.server:
-                self.service = self.server.service
-                self._started.set()
-                await self._stop.wait()
-        except BaseException as error:
-            self._error = error
-            self._started.set()
-
-    def stop(self, wait: bool = True) -> None:
-        """Stop as SIGTERM does."""
-        self.loop.call_soon_threadsafe(self._stop.set)
-        if wait:
-            self.join()
-
-    def join(self) -> None:
-        self._thread.join(30)
-        assert not self._thread.is_alive()
-        assert self._error is None, self._error
-
-    @property
-    def port(self) -> int:
-        return int(self.server.urls["rest"].rpartition(":")[2])
-
-    @property
-    def model(self) -> Any:
-        """The one model that is loaded."""
-        (model,) = self.service.models.models
-        return model
-
-    def connect(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-
-    def ask(
-        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
-    ) -> Reply:
-        """Ask REST; what is no bytes goes as JSON."""
-        connection = self.connect()
-        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        connection.request(method, path, data, dict(headers or {}))
-        response = connection.getresponse()
-        reply = Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
-        connection.close()
-        return reply
-
-    def get(self, path: str) -> Reply:
-        return self.ask("GET", path)
-
-    def post(self, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Reply:
-        return self.ask("POST", path, body, headers)
-
-    def infer(self, images: np.ndarray, **more: Any) -> Reply:
-        """Ask the model `digits` in JSON."""
-        return self.post("/v2/models/digits/infer", {"inputs": [tensor(images)], **more})
-
-
-def tensor(images: np.ndarray) -> dict[str, Any]:
-    """Return images as the protocol's JSON has them."""
-    data = images.reshape(-1).tolist()
-    return {"name": "image", "shape": list(images.shape), "datatype": "UINT8", "data": data}
 
 
 @pytest.fixture(scope="session")

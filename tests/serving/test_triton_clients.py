@@ -46,9 +46,12 @@ def test_http(
 ) -> None:
     server = running([("digits", bundle)])
     said = client("triton_http", f"127.0.0.1:{server.port}", stored)
-    assert said["live"] and said["ready"] and said["model_ready"] == [True, True]
+    assert said["live"]
+    assert said["ready"]
+    assert said["model_ready"] == [True, True]
     assert said["nobody_ready"] is False
-    assert said["server"]["name"] == "reskit" and said["server"]["version"] == reskit.__version__
+    assert said["server"]["name"] == "reskit"
+    assert said["server"]["version"] == reskit.__version__
     assert "binary_tensor_data" in said["server"]["extensions"]
     assert said["metadata"] == {
         "name": "digits",
@@ -69,7 +72,8 @@ def test_http(
     assert said["classes json"] == said["classes"]
     (statistics,) = said["statistics"]["model_stats"]
     requests = statistics["inference_stats"]
-    assert requests["success"]["count"] == 16 and requests["fail"]["count"] == 0
+    assert requests["success"]["count"] == 16
+    assert requests["fail"]["count"] == 0
     assert statistics["inference_count"] == 15 * len(expected) + 1
     batches = {batch["batch_size"]: batch["compute_infer"]["count"] for batch in statistics["batch_stats"]}
     assert sum(batches.values()) == statistics["execution_count"]
@@ -78,8 +82,10 @@ def test_http(
     assert said["all statistics"] == said["statistics"]
     assert said["index"] == [{"name": "digits", "version": "1", "state": "READY", "reason": ""}]
     assert said["index unloaded"][0]["state"] == "UNAVAILABLE"
-    assert said["unloaded"][0] == "503" and "not loaded" in said["unloaded"][1]
-    assert said["files"][0] == "400" and "not taken" in said["files"][1]
+    assert said["unloaded"][0] == "503"
+    assert "not loaded" in said["unloaded"][1]
+    assert said["files"][0] == "400"
+    assert "not taken" in said["files"][1]
 
 
 def test_grpc(
@@ -87,7 +93,9 @@ def test_grpc(
 ) -> None:
     server = running([("digits", bundle)])
     said = client("triton_grpc", server.server.urls["grpc"], stored)
-    assert said["live"] and said["ready"] and said["model_ready"] == [True, True]
+    assert said["live"]
+    assert said["ready"]
+    assert said["model_ready"] == [True, True]
     assert said["server"]["name"] == "reskit"
     assert said["metadata"]["inputs"] == [
         {"name": "image", "datatype": "UINT8", "shape": ["-1", "1", "8", "8"]}

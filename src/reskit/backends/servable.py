@@ -65,8 +65,10 @@ def describe(bundle: Bundle, backend: str, precision: Precision) -> Metadata:
     """Return what an exported file says of itself."""
     task, preprocess = bundle.task, bundle.task.preprocess
     pixels = TensorSpec(name=INPUT, dtype=task.pixels, shape=(None, preprocess.channels, *preprocess.size))
+    # As it is, not folded: tracing changes every module of the process while it lasts, and others may run.
+    device = next(bundle.model.parameters()).device
     with torch.no_grad():
-        outputs = servable(bundle)(pixels.zeros(1))
+        outputs = bundle.model(task.normalize.to(device)(pixels.zeros(1, str(device))))
     return Metadata(
         backend=backend,
         precision=precision,

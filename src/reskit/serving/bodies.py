@@ -133,10 +133,13 @@ async def uploads_of(body: bytes, headers: Headers) -> list[tuple[str, bytes]]:
     except (MultiPartException, KeyError) as error:
         reason = error.message if isinstance(error, MultiPartException) else "it has no boundary"
         raise BadRequestError(f"the form is malformed: {reason}") from None
-    files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-    if not files:
-        raise BadRequestError("the form holds no file")
-    return [(file.filename or "upload", await file.read()) for file in files]
+    try:
+        files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+        if not files:
+            raise BadRequestError("the form holds no file")
+        return [(file.filename or "upload", await file.read()) for file in files]
+    finally:
+        await form.close()
 
 
 class _InMemory(MultiPartParser):

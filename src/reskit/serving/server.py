@@ -42,32 +42,22 @@ class Server:
             for place in bundles
         ]
         self.service: Service
+        self._grpc: GrpcServer | None = None
 
     async def __aenter__(self) -> Self:
         """Load the models, then start to answer."""
-        settings = self.settings
-        check_tls(settings)
-        self.service = Service(self._places, settings)
-        listening = _listening(settings)
-        self._port = listening.getsockname()[1]
-        self._grpc = GrpcServer(self.service, settings) if settings.grpc_port is not None else None
-        await self.service.models.load_all()
-        config = uvicorn.Config(
-            make_app(self.service),
-            http=Connection,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            limit_concurrency=settings.max_connections,
-            timeout_graceful_shutdown=int(settings.grace_s) + 1,
-            ssl_certfile=settings.tls_cert,
-            ssl_keyfile=settings.tls_key,
-            ssl_ca_certs=None if settings.tls_client_ca is None else str(settings.tls_client_ca),
-            ssl_cert_reqs=ssl.CERT_NONE if settings.tls_client_ca is None else ssl.CERT_REQUIRED,
-        )
-        self._rest = uvicorn.Server(config)
+        check_tls(self.settings)
+        self.service = Service(self._places, self.settings)
+        async with contextlib.AsyncExitStack() as undo:  # where one step fails, those before it
+            undo.push_async_callback(self.service.close)
+            listening = undo.enter_context(contextlib.closing(_bound(self.settings)))
+            self._port = listening.getsockname()[1]
+            if self.settings.grpc_port is not None:
+                self._grpc = GrpcServer(self.service, self.settings)
+                undo.push_async_callback(self._grpc.stop)
+            await self.service.models.load_all()
+            undo.pop_all()
+        self._rest = uvicorn.Server(self._rest_config())
         self._rest.capture_signals = contextlib.nullcontext  # type: ignore[assignment,method-assign]
         self._serving = asyncio.create_task(self._rest.serve([listening]))
         if self._grpc is not None:
@@ -133,6 +123,24 @@ class Server:
             ),
         ]
 
+    def _rest_config(self) -> uvicorn.Config:
+        settings = self.settings
+        return uvicorn.Config(
+            make_app(self.service),
+            http=Connection,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=settings.max_connections,
+            timeout_graceful_shutdown=int(settings.grace_s) + 1,
+            ssl_certfile=settings.tls_cert,
+            ssl_keyfile=settings.tls_key,
+            ssl_ca_certs=None if settings.tls_client_ca is None else str(settings.tls_client_ca),
+            ssl_cert_reqs=ssl.CERT_NONE if settings.tls_client_ca is None else ssl.CERT_REQUIRED,
+        )
+
 
 def serve(
     bundles: Bundles,
@@ -166,20 +174,29 @@ def serve(
         runner.run(main())
 
 
-def _listening(settings: Settings) -> socket.socket:
-    """Return a socket that listens.
+def _bound(settings: Settings) -> socket.socket:
+    """Return a socket that will listen once there is something to answer.
 
     Raises:
         ConfigError: the address is not of this machine, or the port is taken.
     """
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    where = f"{settings.host}:{settings.port}"
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+        found = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, kind, protocol, _, address = found[0]
+        bound = socket.socket(family, kind, protocol)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except OSError:
+            bound.close()
+            raise
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ConfigError(
-            f"cannot listen at {settings.host}:{settings.port}: {reason}; choose --port"
-        ) from None
+        raise ConfigError(f"cannot listen at {where}: {reason}; choose --port or --host") from None
+    return bound
 
 
 def _allow_many_connections() -> None:

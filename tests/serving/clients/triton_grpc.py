@@ -1,4 +1,4 @@
-"""Ask a server by Triton's own gRPC client; print what it says as JSON. Arguments: host:port, images (.npy)."""
+"""Ask a server by Triton's own gRPC client and print what it says. Arguments: host:port, images (.npy)."""
 
 import json
 import queue

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["draw_boxes", "precision_recall"]
 
 _MOST_CURVES = 6
+_LEGIBLE = 20  # pixels: what is written into a lower box would hide it
 _LINE = 200  # a line is one pixel wide for so many of the picture's longer side
 
 
@@ -25,7 +26,7 @@ def draw_boxes(image: Tensor, boxes: Tensor, names: Sequence[str], classes: Sequ
     Args:
         image: uint8 `(C, h, w)`, grey or colour; alpha is left aside.
         boxes: `(n, 4)` as x1, y1, x2, y2 in pixels.
-        names: what is written at each.
+        names: what is written into each that is not too low for it.
         classes: numbers, which choose the colours.
 
     Returns:
@@ -37,11 +38,15 @@ def draw_boxes(image: Tensor, boxes: Tensor, names: Sequence[str], classes: Sequ
     picture = image[:1].expand(3, -1, -1) if len(image) < 3 else image[:3]
     picture = picture.to(torch.uint8).contiguous().cpu()
     if len(boxes):
+        tall = (boxes[:, 3] - boxes[:, 1] >= _LEGIBLE).tolist()
         colours = [SERIES[number % len(SERIES)] for number in classes]
         picture = draw_bounding_boxes(
             picture,
             boxes.cpu(),
-            labels=[clean(name, 24, markup=False) for name in names],
+            labels=[
+                clean(name, 24, markup=False) if legible else None
+                for name, legible in zip(names, tall, strict=True)
+            ],
             colors=colours,
             width=1 + max(picture.shape[-2:]) // _LINE,
             label_colors="white",

@@ -42,7 +42,7 @@ class CocoMasks:
     def coding(classes: Sequence[str]) -> MaskCoding:
         """Return what `values` gives: indices of classes."""
         note = f"masks are drawn from annotations of {len(classes)} classes"
-        return MaskCoding(tuple(classes), tuple(range(len(classes))), (IGNORED,), note)
+        return MaskCoding(tuple(classes), tuple(range(len(classes))), (IGNORED,), note, guessed=False)
 
     def values(self, row: int) -> Values:
         """See `MaskReader.values`."""

@@ -93,9 +93,10 @@ def open_masks(data: DataConfig, *, seed: int) -> Source:
     if found.coco:
         coding = CocoMasks.coding(found.classes)
     else:
-        counts = count_values(masks["train"], range(len(tables["train"])))
+        first = next(iter(masks))  # train, where there is something to train on
+        counts = count_values(masks[first], range(len(tables[first])))
         if not counts:
-            masks["train"].values(0)  # none can be read: say why of the first
+            masks[first].values(0)  # none can be read: say why of the first
         coding = infer_coding(counts, found.classes)
     splits = {
         name: MaskSplit(

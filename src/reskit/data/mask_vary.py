@@ -57,7 +57,7 @@ def vary_masked(
     if augment.random_resized_crop is not None:
         shape = (image.shape[-2], image.shape[-1])
         box = draw_boxes(1, shape, augment.random_resized_crop, augment.aspect, generator)[0].tolist()
-        pair = [tv.resized_crop(part, *box, size=list(size), antialias=True) for part in pair]
+        pair = _resized(pair, box, size)
     else:
         pair = _window(pair, augment, size, generator)
     pair = _moved(pair, augment, size, generator)
@@ -73,6 +73,15 @@ def vary_masked(
     if pixels.changes_pixels:
         cut = augment_batch(cut[None], pixels, generator)[0]
     return cut.contiguous(), classes[0].contiguous()
+
+
+def _resized(pair: list[Tensor], box: list[int], size: tuple[int, int]) -> list[Tensor]:
+    """Take a box, top, left, height and width, and scale it."""
+    image, mask = (tv.crop(part, *box) for part in pair)
+    image = tv.resize(image, list(size), antialias=True)
+    # What torchvision does to a mask rounds down: off by half a pixel from what it does to the image.
+    nearest = tv.resize(mask.as_subclass(Tensor), list(size), interpolation=InterpolationMode.NEAREST_EXACT)
+    return [image, tv_tensors.Mask(nearest)]
 
 
 def _window(

@@ -119,12 +119,19 @@ class MaskCoding:
         values: the stored value of each class.
         ignored: stored values of pixels without a label.
         note: what was found, in words.
+        guessed: whether names and number of the classes come from the values that were found.
     """
 
     names: tuple[str, ...]
     values: tuple[int, ...]
     ignored: tuple[int, ...] = ()
     note: str = ""
+    guessed: bool = True
+
+    @property
+    def may_lack_classes(self) -> bool:
+        """Whether there may be more classes than were found: values are indices, and nobody named them."""
+        return self.guessed and self.values == tuple(range(len(self.values)))
 
     def classes(self, values: Values, name: str) -> Tensor:
         """Return class indices, uint8 `(H, W)`, `IGNORED` where there is no label.
@@ -168,12 +175,10 @@ def infer_coding(counts: Mapping[int, int], names: Sequence[str] = ()) -> MaskCo
         if len(names) > MOST_CLASSES:
             raise DataError(f"{len(names)} classes are more than {MOST_CLASSES}, which masks can hold here")
         if binary and len(names) == 2:
-            return MaskCoding(
-                tuple(names), (0, int(white or 0)), note=f"masks hold 0 and {white}, two classes"
-            )
-        return MaskCoding(
-            tuple(names), tuple(range(len(names))), _WHITE, note="masks hold indices of classes"
-        )
+            note = f"masks hold 0 and {white}, two classes"
+            return MaskCoding(tuple(names), (0, int(white or 0)), note=note, guessed=False)
+        note = f"masks hold indices of {len(names)} classes"
+        return MaskCoding(tuple(names), tuple(range(len(names))), _WHITE, note, guessed=False)
     if len(found) > _MOST_VALUES:
         raise DataError(
             f"the masks hold {len(found)} different values, such as {_listed(found[:8])}: they look like"

@@ -122,13 +122,19 @@ class Segment(DenseTask):
         return preprocess.model_copy(update={"size": recipe.preprocess.size or whole})
 
     def check(self, source: Source) -> None:
-        """Refuse data of other classes; names given by the recipe stand for those of the data."""
+        """Refuse data of other classes.
+
+        Names that the recipe gave stand for those of the data; indices of classes may lack the last ones.
+        """
+        split = next(iter(source.splits.values()))
+        count = len(self.labels)
+        if isinstance(split, MaskSplit) and split.coding.may_lack_classes and len(source.classes) <= count:
+            return
         if not self.settings.classes:
             super().check(source)
-        elif len(source.classes) != len(self.labels):
+        elif len(source.classes) != count:
             raise DataError(
-                f"{source.location} has {len(source.classes)} classes, the bundle was trained on"
-                f" {len(self.labels)}"
+                f"{source.location} has {len(source.classes)} classes, the bundle was trained on {count}"
             )
 
     def loader(self, split: Split, feeding: Feeding) -> DataLoader[Any]:
@@ -211,16 +217,9 @@ class Segment(DenseTask):
         And for `analyse`: `areas` `(N, 3, K)`, the pixels of each class right, true and said; of two classes
         `scores` `(N, 2, LEVELS)`, pixels of each by the probability of the second.
         """
-        from reskit.tasks.segment_analysis import areas, score_counts
+        from reskit.tasks.segment_analysis import figures, score_counts
 
-        counts = areas(outputs, target)
-        right, true, said = counts.double().unbind(1)
-        there = (true + said) > 0
-        per_image = there.sum(1).clamp(min=1)
-        dice = (2 * right / (true + said).clamp(min=1)).sum(1) / per_image
-        iou = (right / (true + said - right).clamp(min=1)).sum(1) / per_image
-        error = 1 - right.sum(1) / true.sum(1).clamp(min=1)
-        columns = {"dice": dice, "iou": iou, "pixel_error": error, "areas": counts}
+        columns = figures(outputs, target)
         return columns | ({"scores": score_counts(outputs, target, LEVELS)} if len(self.labels) == 2 else {})
 
     def analyse(self, examples: Mapping[str, np.ndarray]) -> dict[str, Any]:

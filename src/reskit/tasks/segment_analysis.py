@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reskit.data.masks import IGNORED
 
-__all__ = ["areas", "class_table", "precision_recall", "score_counts"]
+__all__ = ["areas", "class_table", "figures", "precision_recall", "score_counts"]
 
 
 def areas(outputs: Tensor, target: Tensor) -> Tensor:
@@ -32,6 +32,22 @@ def areas(outputs: Tensor, target: Tensor) -> Tensor:
     return torch.stack(
         [count(target, labelled & (said == target)), count(target, labelled), count(said, labelled)], 1
     )
+
+
+def figures(outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Return dice, iou and pixel_error of each image, float64 `(N,)`, and its `areas`.
+
+    Dice and iou are means over the classes there are in the truth or in the answer.
+    """
+    counts = areas(outputs, target)
+    right, true, said = counts.double().unbind(1)
+    there = ((true + said) > 0).sum(1).clamp(min=1)
+    return {
+        "dice": (2 * right / (true + said).clamp(min=1)).sum(1) / there,
+        "iou": (right / (true + said - right).clamp(min=1)).sum(1) / there,
+        "pixel_error": 1 - right.sum(1) / true.sum(1).clamp(min=1),
+        "areas": counts,
+    }
 
 
 def score_counts(outputs: Tensor, target: Tensor, levels: int) -> Tensor:

@@ -132,8 +132,10 @@ def onnx(places: Places) -> None:
             folder = places.runs / "onnx"
             torch.manual_seed(0)
             model = reskit.create_model(name, in_channels=channels, **arguments)
+            # As it begins, the last layer gives hardly anything, and there would be nothing to hold.
+            torch.nn.init.kaiming_normal_(model.head.weight)
             scale = {"scale": arguments["scale"]} if "scale" in arguments else {}
-            bundle = _bundle(model, _made(folder) / "bundle", scale)
+            bundle = _bundle(model, _made(folder) / "bundle", scale, side=32)
             path = folder / f"{name}.onnx"
             path.unlink(missing_ok=True)
             found = reskit.export(bundle, path, to="onnx")
@@ -233,12 +235,12 @@ def _interpolation(folder: Path, scale: int) -> Bundle:
     return _bundle(model, folder, {"scale": scale})
 
 
-def _bundle(model: Any, folder: Path, settings: dict[str, Any]) -> Bundle:
+def _bundle(model: Any, folder: Path, settings: dict[str, Any], *, side: int = 128) -> Bundle:
     """Return a bundle of a network for the task it is made for."""
     kind = TASKS.get(MODELS.get(model.architecture["name"]).task)
     channels = model.architecture["in_channels"]
     zero, one = (0.0,) * channels, (1.0,) * channels
-    preprocess = ImagePreprocess(size=(128, 128), channels=channels, mean=zero, std=one)
+    preprocess = ImagePreprocess(size=(side, side), channels=channels, mean=zero, std=one)
     generator = torch.Generator().manual_seed(0)
     return Bundle.write(
         folder,
@@ -246,7 +248,7 @@ def _bundle(model: Any, folder: Path, settings: dict[str, Any]) -> Bundle:
         model=model,
         metrics={},
         provenance={"made": "benchmarks/restoration.py"},
-        samples=torch.rand(4, channels, 128, 128, generator=generator) * 255,
+        samples=torch.rand(4, channels, side, side, generator=generator) * 255,
     )
 
 

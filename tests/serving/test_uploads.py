@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from served import Running, png
 
 import reskit
+from reskit.data import ImagePreprocess
+from reskit.tasks import TASKS
 
 
 def form(*files: tuple[str, bytes]) -> tuple[bytes, dict[str, str]]:
@@ -108,3 +114,40 @@ def test_nothing_touches_the_disk(
     large = png(noise)
     assert len(large) > 1 << 20  # from here on, forms usually go to the disk
     assert server.post("/v1/predict", *form(("../../etc/passwd", large))).status == 200
+
+
+@pytest.fixture
+def denoiser(tmp_path: Path) -> Path:
+    """An untrained network that answers images of any size in tiles of 16 x 16 pixels."""
+    preprocess = ImagePreprocess(size=(16, 16), channels=1, mean=(0.0,), std=(1.0,))
+    torch.manual_seed(0)
+    reskit.Bundle.write(
+        tmp_path / "denoiser",
+        task=TASKS.get("denoise")(preprocess=preprocess),
+        model=reskit.create_model("dncnn", depth=3, width=8, in_channels=1),
+        metrics={},
+        provenance={},
+        samples=torch.rand(4, 1, 16, 16) * 255,
+    )
+    return tmp_path / "denoiser"
+
+
+def test_large_images_are_answered_in_tiles(
+    running: Callable[..., Running], denoiser: Path, tmp_path: Path
+) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (1, 50, 70), dtype=np.uint8)
+    (tmp_path / "noisy.png").write_bytes(png(picture))
+    (row,) = reskit.predict(denoiser, tmp_path / "noisy.png", save=tmp_path)
+    server = running([denoiser], grpc_port=None, max_batch=5)  # fewer than the tiles asked for at once
+    reply = server.post("/v1/predict?pictures=true", png(picture))
+    assert reply.status == 200, reply.body
+    (found,) = reply.json["predictions"]
+    assert (found["height"], found["width"]) == (row["height"], row["width"]) == (50, 70)
+    kind, _, data = found["pictures"]["restored"].partition(",")
+    assert kind == "data:image/png;base64"
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))).astype(int)
+    saved = np.asarray(Image.open(row["restored"])).astype(int)
+    assert abs(pixels - saved).max() <= 1  # a value on the edge may be rounded to either side
+    assert server.get("/v2/models/denoiser").json["inputs"][0]["datatype"] == "FP32"
+    assert server.get("/v2/models/stats").json["model_stats"][0]["inference_count"] == 24
+    assert "pictures" not in server.post("/v1/predict", png(picture)).json["predictions"][0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
@@ -13,11 +13,22 @@ from prometheus_client.registry import Collector
 
 from reskit.serving.batching import Answered
 
-__all__ = ["Metrics", "ModelMetrics"]
+__all__ = ["Metrics", "ModelMetrics", "State"]
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 _MODEL = ("model", "version")
+
+
+class State(NamedTuple):
+    """What is so of a model at one moment."""
+
+    model: str
+    version: str
+    architecture: str
+    engine: str
+    depth: int
+    ready: bool
 
 
 @dataclass(slots=True)
@@ -37,11 +48,10 @@ class Metrics:
     """The metrics of one service, in a registry of its own.
 
     Args:
-        gauges: what is asked when metrics are collected: name to help and a function that returns the values
-            by `(model, version)`.
+        states: asked when metrics are collected: the state of every model that is loaded.
     """
 
-    def __init__(self, gauges: dict[str, tuple[str, Callable[[], dict[tuple[str, str], float]]]]) -> None:
+    def __init__(self, states: Callable[[], list[State]]) -> None:
         self.registry = CollectorRegistry()
         registry = self.registry
         self.seconds = Histogram(
@@ -62,7 +72,7 @@ class Metrics:
         started = Gauge("reskit_start_time_seconds", "When the service started, Unix time", registry=registry)
         started.set_to_current_time()
         ProcessCollector(registry=registry)
-        registry.register(_Gauges(gauges))
+        registry.register(_Gauges(states))
 
     def text(self) -> bytes:
         """Return all in the text format of Prometheus."""
@@ -74,15 +84,24 @@ class Metrics:
 
 
 class _Gauges(Collector):
-    def __init__(self, gauges: dict[str, tuple[str, Callable[[], dict[tuple[str, str], float]]]]) -> None:
-        self._gauges = gauges
+    """What is so now, of the models that are loaded now."""
+
+    def __init__(self, states: Callable[[], list[State]]) -> None:
+        self._states = states
 
     def collect(self) -> Iterator[Metric]:
-        for name, (text, values) in self._gauges.items():
-            family = GaugeMetricFamily(name, text, labels=_MODEL)
-            for labels, value in values().items():
-                family.add_metric(labels, value)
-            yield family
+        """Yield the metrics."""
+        depth = GaugeMetricFamily("reskit_queue_depth", "Examples that wait", labels=_MODEL)
+        ready = GaugeMetricFamily("reskit_model_ready", "Whether a model answers", labels=_MODEL)
+        info = GaugeMetricFamily(
+            "reskit_model_info", "What answers", labels=(*_MODEL, "architecture", "engine")
+        )
+        for state in self._states():
+            labels = (state.model, state.version)
+            depth.add_metric(labels, state.depth)
+            ready.add_metric(labels, state.ready)
+            info.add_metric((*labels, state.architecture, state.engine), 1)
+        yield from (depth, ready, info)
 
 
 class ModelMetrics:

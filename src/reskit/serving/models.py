@@ -16,7 +16,7 @@ import numpy as np
 from reskit.errors import ConfigError, ReskitError, did_you_mean
 from reskit.serving.batching import Answered, Batcher
 from reskit.serving.faults import BadRequestError, NotReadyError, UnknownModelError
-from reskit.serving.metrics import Metrics, ModelMetrics
+from reskit.serving.metrics import Metrics, ModelMetrics, State
 from reskit.serving.predictor import Predictor
 from reskit.serving.settings import Settings
 
@@ -61,6 +61,17 @@ class Model:
     def ready(self) -> bool:
         """Whether it answers: its network does not hang."""
         return not self.batcher.hung
+
+    def state(self) -> State:
+        """Return what metrics say of it now."""
+        return State(
+            model=self.name,
+            version=self.version,
+            architecture=self.predictor.architecture,
+            engine=self.predictor.engine,
+            depth=self.batcher.depth,
+            ready=self.ready,
+        )
 
     async def infer(self, inputs: Mapping[str, np.ndarray], rows: int, deadline: float) -> Answered:
         """Return the outputs of arrays that fit the signature; see `Batcher.submit`."""
@@ -169,7 +180,8 @@ class Repository:
 
         Raises:
             UnknownModelError: there is no such model in the folders.
-            BadRequestError: the policy is not one, or a bundle cannot be loaded.
+            BadRequestError: the policy is not one.
+            ReskitError: a bundle cannot be loaded, as `Predictor.load` says.
         """
         self._look()
         if name not in self._found:
@@ -187,9 +199,7 @@ class Repository:
                     self._states[name, version] = ("UNAVAILABLE", str(error))
                     for model in fresh.values():
                         await model.close()
-                    raise BadRequestError(
-                        f"model {name!r} version {version} cannot be loaded: {error}"
-                    ) from error
+                    raise
                 fresh[version] = Model(name, version, predictor, self._metrics, self._settings)
             old = self._loaded.get(name, {})
             self._loaded[name] = fresh

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -126,12 +127,15 @@ class Predictor:
         except (DataError, *HEADER_ERRORS) as error:
             raise BadRequestError(str(error)) from None
 
-    def record(self, image: Tensor, answer: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
+    def record(
+        self, image: Tensor, answer: Callable[[np.ndarray], np.ndarray], *, pictures: bool = False
+    ) -> dict[str, Any]:
         """Return the record of an image that `read` gave.
 
         Args:
             image: uint8 `(C, h, w)`.
             answer: raw pixels `(N, C, H, W)`, at most `max_batch` at once, to outputs.
+            pictures: add `pictures`: what is worth a picture of the answer, such as a mask, as data URLs.
 
         Raises:
             EngineError: the outputs are not finite.
@@ -140,7 +144,11 @@ class Predictor:
         outputs = task.outputs(self._network(answer), image[None])
         if not outputs.isfinite().all():
             raise EngineError("the network's output is not finite: its weights are damaged")
-        return task.decode(outputs)[0]
+        record = task.decode(outputs)[0]
+        if pictures:
+            drawn = task.pictures(image, outputs)
+            record["pictures"] = {name: _data_url(picture) for name, picture in drawn.items()}
+        return record
 
     def _network(self, answer: Callable[[np.ndarray], np.ndarray]) -> Answers:
         def network(pixels: Tensor) -> Tensor:
@@ -152,6 +160,12 @@ class Predictor:
     def close(self) -> None:
         """Give threads and memory back."""
         self.runner.close()
+
+
+def _data_url(picture: np.ndarray | Image.Image) -> str:
+    held = io.BytesIO()
+    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(held, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
 
 
 def open_upload(data: bytes, max_pixels: int) -> Image.Image:

@@ -235,11 +235,13 @@ def _add_inference(app: FastAPI, service: Service, bodies: Bodies) -> None:
         return Response(answered, media_type=kind, headers=headers)
 
     @app.post("/v1/predict", tags=["inference"], openapi_extra=_UPLOAD)
-    async def predict(request: Request, model: str = "", version: str = "") -> Response:
+    async def predict(
+        request: Request, model: str = "", version: str = "", pictures: bool = False
+    ) -> Response:
         """Ask a model about images: labels, or whatever its task answers, as `reskit predict` does."""
         async with bodies.read(request) as body:
             uploads = await uploads_of(body, request.headers)
-            answer = await service.predict(model, version, uploads)
+            answer = await service.predict(model, version, uploads, pictures=pictures)
         return Response(to_json(answer, inf_nan_mode="null"), media_type="application/json")
 
 

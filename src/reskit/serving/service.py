@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from reskit.backends.servable import INPUT, OUTPUT
-from reskit.errors import InputError
+from reskit.errors import InputError, ReskitError
 from reskit.serving import describing
 from reskit.serving.faults import BadRequestError, BusyError, DeadlineError, NotReadyError, ServingError
 from reskit.serving.metrics import Metrics
@@ -42,12 +42,7 @@ class Service:
     def __init__(self, places: Iterable[tuple[str | None, Path]], settings: Settings) -> None:
         self.settings = settings
         self.tokens = Tokens.read(settings.token_file)
-        self.metrics = Metrics(
-            {
-                "reskit_queue_depth": ("Examples that wait", self._depths),
-                "reskit_model_ready": ("Whether a model answers", self._readiness),
-            }
-        )
+        self.metrics = Metrics(lambda: [model.state() for model in self.models.models])
         self.models = Repository(places, settings, self.metrics)
         self.draining = False
         self.stopping = asyncio.Event()
@@ -94,7 +89,9 @@ class Service:
                     ],
                 )
 
-    async def predict(self, name: str, version: str, uploads: Sequence[tuple[str, bytes]]) -> dict[str, Any]:
+    async def predict(
+        self, name: str, version: str, uploads: Sequence[tuple[str, bytes]], *, pictures: bool = False
+    ) -> dict[str, Any]:
         """Answer for uploaded images as `reskit.predict` does; one that cannot be read has an error.
 
         Raises:
@@ -111,7 +108,9 @@ class Service:
         try:
             async with model.used():
                 with self._counted(model, "predict"):
-                    rows = await asyncio.gather(*(self._row(model, *upload, deadline) for upload in uploads))
+                    rows = await asyncio.gather(
+                        *(self._row(model, *upload, deadline, pictures) for upload in uploads)
+                    )
                     failed = [error for _, error in rows if error is not None]
                     if len(failed) == len(rows):
                         raise failed[0]
@@ -153,7 +152,12 @@ class Service:
                 raise BadRequestError(
                     "only version_policy of a config is taken: a bundle says all else itself"
                 )
-        await self.models.load(name, policy)
+        try:
+            await self.models.load(name, policy)
+        except ServingError:
+            raise
+        except ReskitError as error:
+            raise BadRequestError(f"model {name!r} cannot be loaded: {error}") from error
 
     def metadata(self, name: str, version: str) -> dict[str, Any]:
         """Return the metadata of a model."""
@@ -198,20 +202,20 @@ class Service:
         return request.wanted or [Wanted(name=name, binary=request.binary) for name in names]
 
     async def _row(
-        self, model: Model, filename: str, data: bytes, deadline: float
+        self, model: Model, filename: str, data: bytes, deadline: float, pictures: bool
     ) -> tuple[dict[str, Any], ServingError | None]:
         """Return the row of one upload, and why it has no record."""
         loop = asyncio.get_running_loop()
         blank = model.predictor.bundle.task.blank
         try:
-            read = partial(self._record, model, data, deadline, loop)
+            read = partial(self._record, model, data, deadline, pictures, loop)
             record = await loop.run_in_executor(self._readers, read)
         except ServingError as error:
             return {"input": filename, **blank, "error": str(error)}, error
         return {"input": filename, **record, "error": None}, None
 
     def _record(
-        self, model: Model, data: bytes, deadline: float, loop: asyncio.AbstractEventLoop
+        self, model: Model, data: bytes, deadline: float, pictures: bool, loop: asyncio.AbstractEventLoop
     ) -> dict[str, Any]:
         """Read one upload and answer it; runs in a thread, the network's part goes through the batcher."""
 
@@ -229,7 +233,7 @@ class Service:
         began = time.perf_counter()
         image = model.predictor.read(open_upload(data, self.settings.max_pixels))
         loop.call_soon_threadsafe(model.metrics.preprocessed, time.perf_counter() - began)
-        return model.predictor.record(image, answer)
+        return model.predictor.record(image, answer, pictures=pictures)
 
     @contextmanager
     def _counted(self, model: Model, protocol: str) -> Iterator[None]:
@@ -246,9 +250,3 @@ class Service:
             raise
         finally:
             model.metrics.finished(protocol, time.perf_counter_ns() - began, kind or None)
-
-    def _depths(self) -> dict[tuple[str, str], float]:
-        return {(model.name, model.version): model.batcher.depth for model in self.models.models}
-
-    def _readiness(self) -> dict[tuple[str, str], float]:
-        return {(model.name, model.version): float(model.ready) for model in self.models.models}

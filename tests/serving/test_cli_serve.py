@@ -1,0 +1,81 @@
+"""`reskit serve` parses and passes on; what is wrong is one line and exit code 1."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from served import Running
+
+import reskit.serving
+from reskit.errors import MissingExtraError
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What `serve` was called with, instead of serving."""
+    called: dict[str, Any] = {}
+    monkeypatch.setattr(
+        reskit.serving, "serve", lambda bundles, **more: called.update(bundles=bundles, **more)
+    )
+    return called
+
+
+def test_options_become_settings(cli: Callable[..., Any], served: dict[str, Any]) -> None:
+    words = ["--no-grpc", "--max-body", "2", "--timeout", "5", "--token-file", "t", "--engine", "latency"]
+    assert cli("serve", "a=x/y", "z", "b=c=d", *words).code == 0
+    assert served["bundles"] == [("a", "x/y"), (None, "z"), ("b=c", "d")]
+    del served["bundles"], served["started"]
+    settings = reskit.serving.Settings.of(served)
+    assert settings == reskit.serving.Settings(
+        grpc_port=None, max_body_mib=2, timeout_s=5, token_file=Path("t"), engine="latency"
+    )
+    assert cli("serve", "z").code == 0
+    del served["bundles"], served["started"]
+    assert reskit.serving.Settings.of(served) == reskit.serving.Settings()
+
+
+def test_the_start_is_told(cli: Callable[..., Any], shared: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reskit.serving, "serve", lambda bundles, started, **_: started(shared.server))
+    plain = cli("serve", "x")
+    assert plain.out == ""
+    first, second = plain.err.splitlines()
+    assert first.startswith(f"serving: rest {shared.server.urls['rest']}, grpc {shared.server.urls['grpc']};")
+    assert second.startswith("digits version 1: cifar_resnet8 by torch-fp32, threads ")
+    told = json.loads(cli("serve", "x", "--json").out)
+    assert told["urls"] == shared.server.urls
+    assert told["models"][0]["name"] == "digits"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "is not a bundle and holds none"),
+        (["{bundle}", "--queue", "0"], "queue"),
+        (["{bundle}", "--tls-cert", "x"], "TLS needs both"),
+        (["{bundle}", "--token-file", "nowhere"], "cannot be read"),
+        (["{bundle}", "--host", "192.0.2.1"], "cannot listen at 192.0.2.1"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    cli: Callable[..., Any], bundle: Path, words: list[str], message: str
+) -> None:
+    ran = cli("serve", *(word.format(bundle=bundle) for word in words))
+    assert (ran.code, ran.out) == (1, "")
+    assert message in ran.err
+    assert ran.err.count("\n") == 1
+
+
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+    import sys
+
+    for name in [name for name in sys.modules if name.startswith("reskit.serving")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tritonclient", None)
+    monkeypatch.delitem(sys.modules, "tritonclient.grpc", raising=False)
+    with pytest.raises(MissingExtraError, match=r"tritonclient is not installed: .*reskit\[serve\]"):
+        importlib.import_module("reskit.serving")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torchvision.models.detection import FCOS
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+import reskit
 from reskit.errors import ModelError, WeightsError
 from reskit.models import create_model
 from reskit.tasks.fcos import detections, fcos_loss, grid_points
@@ -111,6 +113,37 @@ def test_outputs_that_are_not_finite_are_not_taken_for_no_boxes() -> None:
 
 
 # Weights.
+
+
+def test_a_bundle_of_torchvisions_weights_predicts_as_torchvision(
+    pair: tuple[FCOS, nn.Module], tmp_path: Path
+) -> None:
+    reference = pair[0].eval()
+    # as files written before torchvision 0.13 are named
+    state = {
+        re.sub(r"(fpn\.\w+_blocks\.\d)\.0\.", r"\1.", name): value
+        for name, value in reference.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    save_file(state, tmp_path / "theirs.safetensors")
+    bundle, _ = reskit.import_bundle(
+        tmp_path / "theirs.safetensors",
+        tmp_path / "bundle",
+        model="fcos_resnet18_fpn",
+        labels=["ant", "bee", "cat", "dog"],
+        size=SIDE,
+        statistics="unit",
+    )
+    assert bundle.task.name == "detect"
+    pixels = (images()[0] * 255).to(torch.uint8)
+    with torch.no_grad():
+        expected = reference([pixels / 255])[0]
+    found = reskit.predict(bundle, pixels)[0]["boxes"]
+    sure = expected["scores"] >= bundle.task.settings.score
+    assert len(found) == int(sure.sum()) > 5
+    corners = torch.tensor([[box[side] for side in ("x1", "y1", "x2", "y2")] for box in found])
+    torch.testing.assert_close(corners, expected["boxes"][sure], rtol=0, atol=1e-2)
+    assert [bundle.task.labels.index(box["label"]) for box in found] == expected["labels"][sure].tolist()
 
 
 def small(**arguments: object) -> nn.Module:

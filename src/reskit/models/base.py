@@ -31,12 +31,14 @@ class Backbone(nn.Module):
         architecture: what :func:`~reskit.models.create_model` was called with; JSON values only. Calling it
             again with these gives the same network.
         head_name: name of the layer that makes logits.
+        logits_name: name of the layer with a row for each class, where that is not the last of the head.
         inner: name of the network this one is built on, where weights of that one alone are of use.
         renames: patterns and replacements that turn others' names of parameters into ours, one after the
             other; our own names they leave alone.
     """
 
     head_name: ClassVar[str] = "fc"
+    logits_name: ClassVar[str] = ""
     inner: ClassVar[str] = ""
     renames: ClassVar[Sequence[Rename]] = ()
 

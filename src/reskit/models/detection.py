@@ -65,6 +65,7 @@ class Fcos(Backbone):
     """
 
     head_name: ClassVar[str] = "detector"
+    logits_name: ClassVar[str] = "detector.head.classification_head.cls_logits"
     inner: ClassVar[str] = "body"
     renames: ClassVar[
         Sequence[Rename]

@@ -164,7 +164,8 @@ def _fit(model: Backbone, shapes: Shapes) -> dict[str, Any] | None:
     """Return the arguments that give `model` these shapes: its own, with other classes and channels."""
     own = _shapes_of(model)
     heads = (n for n in reversed(own) if n.startswith(f"{model.head_name}.") and n.endswith(".weight"))
-    head = next(heads, "") if "num_classes" in model.architecture else ""
+    logits = f"{model.logits_name}.weight" if model.logits_name else next(heads, "")
+    head = logits if "num_classes" in model.architecture else ""
     stem = next(name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)) + ".weight"
     body = {name for name in own if not (head and name.startswith(f"{model.head_name}."))}
     if stem not in shapes or set(shapes) not in (set(own), body):

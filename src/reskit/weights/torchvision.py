@@ -29,6 +29,7 @@ _SHARED_NAMES = frozenset(
         "wide_resnet101_2",
         "resnext50_32x4d",
         "mobilenet_v2",
+        "fcos_resnet50_fpn",
     }
 )
 

@@ -34,6 +34,10 @@ SHALLOW: dict[str, dict[str, Any]] = {
     "mobilenet_v2": {"width_factor": 0.25},
     "unet_resnet18": {"encoder_arguments": {"depths": [1, 1], "width": 8}},
     "fcos_resnet18_fpn": {"backbone_arguments": {"depths": [1, 1, 1], "width": 8}, "width": 64, "convs": 1},
+    "residual_autoencoder": {"depths": [1, 1], "width": 8, "latent": 4, "size": [32, 32]},
+    "dilated_denoiser": {"dilations": [1, 2, 1], "width": 8, "shuffle": 2},
+    "vdsr": {"depth": 3, "width": 8, "scale": 3},
+    "edsr_baseline": {"depth": 2, "width": 8, "scale": 4, "scaling": 0.5},
 }
 SIDE = 32
 
@@ -45,7 +49,8 @@ def test_every_family_is_here() -> None:
 
 def network(name: str) -> Servable:
     torch.manual_seed(0)
-    model = create_model(name, num_classes=5, **SHALLOW[name])
+    classes = {} if MODELS.get(name).num_classes is None else {"num_classes": 5}
+    model = create_model(name, **classes, **SHALLOW[name])
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.momentum = 1.0  # statistics of the batch below keep the signal alive in the deepest layers

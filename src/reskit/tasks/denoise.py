@@ -75,7 +75,7 @@ class Denoise(RestorationTask):
         if images.shape[1] == self.preprocess.channels:
             return super().outputs(network, images)
         channels = super().outputs(network, images.flatten(0, 1).unsqueeze(1))
-        return channels.squeeze(1).unflatten(0, images.shape[:2])
+        return channels.reshape(*images.shape[:2], *channels.shape[-2:])
 
     def sample(self, item: object) -> Tensor:
         """Return a tile with noise; see `Task.sample`."""

@@ -58,13 +58,15 @@ def recognise(graph: Graph) -> tuple[dict[str, Any], dict[str, Tensor], dict[str
         if "stride_first" in options and entry.name not in alike:
             continue
         model = _on_meta(entry.name, num_classes=classes, in_channels=graph.input_shape[0], **options)
-        if model is None or kernel_shapes(trace(model, graph.input_shape)) != shapes:
+        if model is None:
             continue
-        if not options:
-            alike.add(entry.name)
         try:
+            if kernel_shapes(trace(model, graph.input_shape)) != shapes:
+                continue
+            if not options:
+                alike.add(entry.name)
             state, renamed = align(graph, model)
-        except WeightsError:
+        except WeightsError:  # a detector or another network that cannot be drawn as a graph is none of these
             continue
         return model.architecture, state, renamed
     return None

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from reskit.errors import ModelError
 from reskit.models import UNet, create_model
 from reskit.nn import BasicBlock
+from reskit.weights import load_into
 
 SMALL: dict[str, Any] = {"encoder_arguments": {"depths": [1, 1], "width": 8}, "widths": [8, 6, 4]}
 
@@ -114,3 +117,24 @@ def test_what_cannot_be_built_is_refused(arguments: dict[str, Any], said: str) -
     with pytest.raises(ReskitError, match=said) as error:
         small(**arguments)
     assert isinstance(error.value, ModelError) or "unknown" in str(error.value)
+
+
+def test_weights_of_a_classifier_fill_the_encoder(tmp_path: Path) -> None:
+    classifier = create_model("resnet18", num_classes=7, **SMALL["encoder_arguments"])
+    save_file(classifier.state_dict(), tmp_path / "classifier.safetensors")
+    model = small()
+    before = model.decoder.logits.weight.clone()
+    load_into(model, tmp_path / "classifier.safetensors", adapt=True)
+    for name, value in model.encoder.state_dict().items():
+        assert torch.equal(value, classifier.state_dict()[name]), name
+    assert torch.equal(model.decoder.logits.weight, before)
+
+
+def test_weights_for_other_classes_leave_the_logits_fresh(tmp_path: Path) -> None:
+    save_file(small().state_dict(), tmp_path / "three.safetensors")
+    torch.manual_seed(1)
+    model = create_model("unet_resnet18", num_classes=5, **SMALL)
+    before = model.decoder.logits.weight.clone()
+    load_into(model, tmp_path / "three.safetensors", adapt=True)
+    assert torch.equal(model.decoder.rise[0].block.conv1.weight, small().decoder.rise[0].block.conv1.weight)
+    assert torch.equal(model.decoder.logits.weight, before)

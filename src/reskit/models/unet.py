@@ -127,6 +127,8 @@ class UNet(Backbone):
     """
 
     head_name: ClassVar[str] = "decoder"
+    logits_name: ClassVar[str] = "decoder.logits"
+    inner: ClassVar[str] = "encoder"
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import uvloop
 from PIL import Image
 
 from reskit.serving import Server, Settings
@@ -35,12 +36,16 @@ class Running:
         self.settings = Settings.of({"port": 0, "grpc_port": 0, **settings})
         self._started = threading.Event()
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._main(bundles)))
+        self._thread = threading.Thread(target=self._run, args=(bundles,))
         self._thread.start()
         self._started.wait()
         if self._error is not None:
             self._thread.join()
             raise self._error
+
+    def _run(self, bundles: Any) -> None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as `reskit serve` does
+            runner.run(self._main(bundles))
 
     async def _main(self, bundles: Any) -> None:
         self.loop, self._stop = asyncio.get_running_loop(), asyncio.Event()

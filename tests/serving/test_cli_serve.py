@@ -45,6 +45,13 @@ def test_the_start_is_told(cli: Callable[..., Any], shared: Running, monkeypatch
     first, second = plain.err.splitlines()
     assert first.startswith(f"serving: rest {shared.server.urls['rest']}, grpc {shared.server.urls['grpc']};")
     assert second.startswith("digits version 1: cifar_resnet8 by torch-fp32, threads ")
+    opened = shared.server.settings.model_copy(update={"host": "0.0.0.0"})
+    monkeypatch.setattr(shared.server, "settings", opened)
+    assert "anyone who reaches this address may ask" in cli("serve", "x").err
+    monkeypatch.setattr(shared.server, "settings", opened.model_copy(update={"token_file": Path("t")}))
+    assert "anyone" not in cli("serve", "x").err
+    monkeypatch.undo()
+    monkeypatch.setattr(reskit.serving, "serve", lambda bundles, started, **_: started(shared.server))
     told = json.loads(cli("serve", "x", "--json").out)
     assert told["urls"] == shared.server.urls
     assert told["models"][0]["name"] == "digits"

@@ -15,7 +15,7 @@ from served import Running
 import reskit
 from reskit.environment import usable_cores
 from reskit.errors import BackendError, BundleError, ConfigError
-from reskit.serving.models import find_models
+from reskit.serving.folders import find_models
 
 
 def found(*places: tuple[str | None, Path]) -> dict[str, list[str]]:

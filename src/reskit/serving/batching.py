@@ -158,8 +158,6 @@ class Batcher:
             async with asyncio.timeout_at(deadline):
                 return await job.future
         except TimeoutError:
-            if self._loop.time() < deadline:
-                raise
             raise DeadlineError(f"no answer within {deadline - now:.3g} s") from None
         finally:
             job.future.cancel()

@@ -5,30 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
-import numpy as np
-from google.protobuf.json_format import ParseDict
-from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from reskit.errors import ConfigError
 from reskit.serving import describing
-from reskit.serving.faults import BadRequestError, BusyError, ServingError
-from reskit.serving.protocol import (
-    DATATYPES,
-    InferRequest,
-    InferResponse,
-    Output,
-    bytes_tensor,
-    datatype,
-    from_raw,
-    wanted_of,
-)
+from reskit.serving.faults import BusyError, ServingError
+from reskit.serving.grpc_messages import filled, read_request, value_of, write_response
 from reskit.serving.security import read_pem
 from reskit.serving.service import Service
 from reskit.serving.settings import Settings
@@ -47,19 +35,6 @@ _OPEN = frozenset(
 )
 _PIPELINE = 64
 """Requests of one stream that are under way at the same time."""
-_CONTENTS = {
-    "BOOL": "bool_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
-    "UINT64": "uint64_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-}
 
 
 class GrpcServer:
@@ -182,7 +157,7 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
 
     async def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Name, version and extensions of the service."""
-        return ParseDict(describing.server_metadata(), pb.ServerMetadataResponse())
+        return filled(pb.ServerMetadataResponse, describing.server_metadata())
 
     async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Whether a model answers."""
@@ -192,28 +167,28 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
     async def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Inputs and outputs of a model."""
         async with self._refusing(context):
-            return _filled(pb.ModelMetadataResponse, self._service.metadata(request.name, request.version))
+            return filled(pb.ModelMetadataResponse, self._service.metadata(request.name, request.version))
 
     async def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Triton's config of a model."""
         async with self._refusing(context):
             config = self._service.config(request.name, request.version)
-            return _filled(pb.ModelConfigResponse, {"config": config})
+            return filled(pb.ModelConfigResponse, {"config": config})
 
     async def ModelStatistics(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Counts and times of one model, or of all."""
         async with self._refusing(context):
             found = self._service.statistics(request.name, request.version)
-            return _filled(pb.ModelStatisticsResponse, found)
+            return filled(pb.ModelStatisticsResponse, found)
 
     async def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: N802
         """The models in the folders named at the start."""
-        return _filled(pb.RepositoryIndexResponse, {"models": self._service.index(request.ready)})
+        return filled(pb.RepositoryIndexResponse, {"models": self._service.index(request.ready)})
 
     async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Load a model, or load it again."""
         async with self._refusing(context):
-            parameters = {key: _value(value) for key, value in request.parameters.items()}
+            parameters = {key: value_of(value) for key, value in request.parameters.items()}
             await self._service.load(request.model_name, parameters)
             return pb.RepositoryModelLoadResponse()
 
@@ -268,9 +243,9 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         return pb.ModelStreamInferResponse(error_message=message, infer_response=failed)
 
     async def _answer(self, request: Any, seconds: float | None) -> Any:
-        asked = _infer_request(request, seconds)
+        asked = read_request(request, seconds)
         name, version = request.model_name, request.model_version
-        return _infer_response(await self._service.infer(name, version, asked, "grpc"))
+        return write_response(await self._service.infer(name, version, asked, "grpc"))
 
     @contextlib.asynccontextmanager
     async def _refusing(self, context: Any) -> AsyncIterator[None]:
@@ -304,85 +279,3 @@ async def _first(pending: asyncio.Queue[Any], stopping: asyncio.Task[Any]) -> as
         return waiting.result()
     waiting.cancel()
     return None
-
-
-def _filled(kind: type[Message], values: Mapping[str, Any]) -> Any:
-    return ParseDict(values, kind())
-
-
-def _value(parameter: Any) -> Any:
-    """Return what a parameter holds, or None."""
-    which = parameter.WhichOneof("parameter_choice")
-    return getattr(parameter, which) if which else None
-
-
-def _infer_request(request: Any, seconds: float | None) -> InferRequest:
-    """Read a request.
-
-    Raises:
-        BadRequestError: sizes do not agree, or something is asked for that is not offered.
-    """
-    raw = request.raw_input_contents
-    if raw and len(raw) != len(request.inputs):
-        raise BadRequestError(f"{len(request.inputs)} inputs, but the raw contents of {len(raw)}")
-    if not request.inputs:
-        raise BadRequestError("the request has no inputs")
-    inputs: dict[str, np.ndarray] = {}
-    for place, tensor in enumerate(request.inputs):
-        if tensor.name in inputs:
-            raise BadRequestError(f"input {tensor.name!r} is there twice")
-        if "shared_memory_region" in tensor.parameters:
-            raise BadRequestError("shared memory is not offered: send the bytes of the tensors")
-        shape = list(tensor.shape)
-        if len(shape) > 8 or any(side < 0 for side in shape):
-            raise BadRequestError(f"input {tensor.name!r} has shape {shape[:8]}")
-        if raw:
-            inputs[tensor.name] = from_raw(tensor.name, tensor.datatype, shape, raw[place])
-        else:
-            inputs[tensor.name] = _from_contents(tensor, shape)
-    timeout = _value(request.parameters["timeout"]) if "timeout" in request.parameters else None
-    if timeout is not None and not isinstance(timeout, int):
-        raise BadRequestError(f"timeout is {timeout!r}, expected whole microseconds")
-    limits = [limit for limit in (seconds, timeout / 1e6 if timeout else None) if limit is not None]
-    return InferRequest(
-        inputs=inputs,
-        id=request.id,
-        wanted=[
-            wanted_of(output.name, {key: _value(value) for key, value in output.parameters.items()}, True)
-            for output in request.outputs
-        ],
-        binary=True,
-        timeout_s=min(limits, default=None),
-    )
-
-
-def _from_contents(tensor: Any, shape: list[int]) -> np.ndarray:
-    """Return the array of typed contents.
-
-    Raises:
-        BadRequestError: they are not there, too few or too many, or go beyond the datatype.
-    """
-    name, kind = tensor.name, tensor.datatype
-    if kind not in _CONTENTS:
-        raise BadRequestError(
-            f"input {name!r}: datatype {kind[:40]!r} is not taken as contents: send raw ones"
-        )
-    values = np.array(getattr(tensor.contents, _CONTENTS[kind]))
-    dtype = np.dtype(DATATYPES[kind])
-    array = values.astype(dtype)
-    if dtype.kind in "ui" and not np.array_equal(array, values):
-        raise BadRequestError(f"input {name!r}: its contents go beyond {kind}")
-    return from_raw(name, kind, shape, array.tobytes())
-
-
-def _infer_response(response: InferResponse) -> Any:
-    message = pb.ModelInferResponse(model_name=response.model, model_version=response.version, id=response.id)
-    for output in response.outputs:
-        array = output.array
-        message.outputs.add(name=output.name, datatype=datatype(array.dtype), shape=array.shape)
-        message.raw_output_contents.append(_raw(output))
-    return message
-
-
-def _raw(output: Output) -> bytes:
-    return bytes_tensor(output.array) if output.array.dtype.kind == "U" else output.array.tobytes()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -16,15 +15,12 @@ import numpy as np
 from reskit.errors import ConfigError, ReskitError, did_you_mean
 from reskit.serving.batching import Answered, Batcher
 from reskit.serving.faults import BadRequestError, NotReadyError, UnknownModelError
+from reskit.serving.folders import find_models
 from reskit.serving.metrics import Metrics, ModelMetrics, State
 from reskit.serving.predictor import Predictor
 from reskit.serving.settings import Settings
 
-__all__ = ["Model", "Repository", "find_models"]
-
-_CONFIG = "config.json"
-_VERSION = re.compile(r"[1-9][0-9]{0,17}")
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,127}")
+__all__ = ["Model", "Repository"]
 
 
 class Model:
@@ -235,45 +231,6 @@ class Repository:
             await model.close()
             if model.version not in keep:
                 self._states[key] = ("UNAVAILABLE", "unloaded")
-
-
-def find_models(places: Iterable[tuple[str | None, Path]]) -> dict[str, dict[str, Path]]:
-    """Return the bundles in folders, by name and version.
-
-    A folder is a bundle; or a model, with bundles in folders named 1, 2, ...; or holds such folders.
-
-    Raises:
-        ConfigError: a folder holds none, two have one name, or a name cannot be one.
-    """
-    found: dict[str, dict[str, Path]] = {}
-    for given, place in places:
-        here = {given or place.resolve().name: versions} if (versions := _bundles(place)) else {}
-        if not here and given is None and place.is_dir():
-            inside = sorted(
-                path for path in place.iterdir() if path.is_dir() and not path.name.startswith(".")
-            )
-            here = {path.name: versions for path in inside if (versions := _bundles(path))}
-        if not here:
-            raise ConfigError(
-                f"{place} is not a bundle and holds none: give folders that `reskit train` wrote"
-            )
-        for name, versions in here.items():
-            if not _NAME.fullmatch(name):
-                raise ConfigError(f"{name!r} cannot be the name of a model: give another as NAME={place}")
-            if name in found:
-                raise ConfigError(f"two models are called {name!r}: name one of them otherwise, NAME={place}")
-            found[name] = versions
-    return found
-
-
-def _bundles(place: Path) -> dict[str, Path]:
-    """Return the versions of the model in a folder; empty where it is none."""
-    if (place / _CONFIG).is_file():
-        return {"1": place}
-    if not place.is_dir():
-        return {}
-    inside = (path for path in place.iterdir() if _VERSION.fullmatch(path.name))
-    return {path.name: path for path in sorted(inside) if (path / _CONFIG).is_file()}
 
 
 def _versions(found: Mapping[str, Path], policy: Mapping[str, Any] | None) -> list[str]:

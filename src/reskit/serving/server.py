@@ -23,6 +23,9 @@ from reskit.serving.settings import Settings
 
 __all__ = ["Server", "serve"]
 
+_KEEP_ALIVE_SECONDS = 75
+"""Longer than load balancers keep idle connections, usually 60 s: else they send on what was just closed."""
+_OPEN_TO_ALL = "anyone who reaches this address may ask: --token-file or --tls-client-ca would say who"
 
 Bundles = Iterable[str | Path | tuple[str | None, str | Path]]
 
@@ -121,7 +124,15 @@ class Server:
                 "batches of up to {max_batch}".format(**model)
                 for model in self.as_dict()["models"]
             ),
+            *([_OPEN_TO_ALL] if self._is_open else []),
         ]
+
+    @property
+    def _is_open(self) -> bool:
+        """Whether others than this machine reach it and need neither token nor certificate."""
+        settings = self.settings
+        guarded = settings.token_file is not None or settings.tls_client_ca is not None
+        return not guarded and settings.host not in ("127.0.0.1", "::1", "localhost")
 
     def _rest_config(self) -> uvicorn.Config:
         settings = self.settings
@@ -134,6 +145,7 @@ class Server:
             access_log=False,
             server_header=False,
             limit_concurrency=settings.max_connections,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=int(settings.grace_s) + 1,
             ssl_certfile=settings.tls_cert,
             ssl_keyfile=settings.tls_key,

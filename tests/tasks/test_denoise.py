@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from reskit.data.augment import Augment
 from reskit.data.config import DataConfig
 from reskit.errors import ConfigError, DataError
 from reskit.recipes import load_recipe
-from reskit.tasks import TASKS, Feeding, Task
+from reskit.tasks import Feeding, Task
 from reskit.tasks.denoise import Denoise, DenoiseSettings
 from reskit.training import TrainResult
 from reskit.training.feed import Feed
@@ -295,5 +296,10 @@ def test_published_weights_restore_as_published(shared_data: Path, tmp_path: Pat
     assert reskit.evaluate(bundle, tmp_path / "house").metrics["psnr"] == pytest.approx(33.06, abs=0.15)
 
 
-def test_the_task_is_registered() -> None:
-    assert TASKS.get("denoise") is Denoise
+def test_figures_of_a_run_in_bfloat16_are_reckoned_in_full(folder: Path, tmp_path: Path) -> None:
+    small = ("task.arguments.patch=16", "preprocess.size=32", "model.arguments={dilations: [1, 1]}")
+    run = train(folder, tmp_path / "run", *small, "runtime.precision=bf16", "runtime.layout=nchw")
+    with (run.run / "log.csv").open() as file:
+        row = next(csv.DictReader(file))
+    for name, value in run.metrics.items():
+        assert float(row[f"test_{name}"]) == pytest.approx(value, rel=0.01)

@@ -163,12 +163,16 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         now = self.progress
-        with self.runtime.autocast():
-            network = self.network if self.average is not None else self.model
-            answer = network_answers(network, self.task, self.accelerator.device)
-            metrics, _ = measure(
-                answer, self.monitor_loader, self.task, gather=self.accelerator.gather_for_metrics
-            )
+        network = self.network if self.average is not None else self.model
+        answer = network_answers(network, self.task, self.accelerator.device)
+
+        def reduced(batch: Batch) -> Tensor:  # the network only: figures are reckoned in full precision
+            with self.runtime.autocast():
+                return answer(batch)
+
+        metrics, _ = measure(
+            reduced, self.monitor_loader, self.task, gather=self.accelerator.gather_for_metrics
+        )
         images = now.examples * self.accelerator.num_processes
         now.epoch, now.batch = now.epoch + 1, 0
         now.train_seconds += now.epoch_seconds

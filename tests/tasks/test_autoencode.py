@@ -261,6 +261,16 @@ def test_sub_folders_that_share_no_name_are_no_classes(tmp_path: Path) -> None:
     assert "no sub-folder of test is one of train" in "".join(feed.info.notes)
 
 
+def test_each_class_is_held_out_in_part(tmp_path: Path) -> None:
+    write(tmp_path, {"a": 20, "b": 5, "c": 2})
+    source = Autoencode.open(DataConfig(path=str(tmp_path)), seed=0)
+    assert source["test"].counts() == {"a": 4, "b": 1, "c": 1}
+    write(tmp_path, {"alone": 1})  # cannot be divided
+    source = Autoencode.open(DataConfig(path=str(tmp_path)), seed=0)
+    assert source.classes == ["a", "alone", "b", "c"]
+    assert len(source["test"]) == round(0.2 * 28)
+
+
 def test_other_data_are_measured_by_the_classes_trained_on(tmp_path: Path) -> None:
     write(tmp_path, {"good": 2, "crack": 3})
     data = DataConfig(path=str(tmp_path)).model_copy(update={"holdout": 0.0})  # as evaluate asks

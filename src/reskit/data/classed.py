@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from reskit.data.config import DataConfig
 from reskit.data.kinds.base import split_alias
-from reskit.data.pictures import open_pictures
+from reskit.data.pictures import list_pictures, open_pictures
 from reskit.data.sources import Source, kind_of, open_source
 from reskit.data.split import LabelledSplit, Split
 
@@ -20,7 +21,8 @@ def open_classed(data: DataConfig, *, seed: int) -> Source:
 
     A folder of pictures gives all of them, as `open_pictures` does. Where every picture lies in a sub-folder
     of its split, the name of the sub-folder is its class, and held-out splits may have classes that
-    ``train`` has not. Any other place is opened by `open_source`.
+    ``train`` has not. What is held out of classes at random is drawn from each, as `open_source` does, which
+    also opens any other place.
 
     Args:
         data: what a recipe says of data.
@@ -29,7 +31,7 @@ def open_classed(data: DataConfig, *, seed: int) -> Source:
     Raises:
         DataError: the place is not there, not understood, or holds no pictures.
     """
-    if data.path is None or not _is_picture_folder(data.path):
+    if data.path is None or not _is_picture_folder(data.path) or _to_draw_by_class(data):
         return open_source(
             data.path,
             image_column=data.image_column,
@@ -61,6 +63,21 @@ def _is_picture_folder(path: str) -> bool:
         DataError: it is not there, or of no kind.
     """
     return kind_of(str(Path(path).expanduser())) == "folder"
+
+
+def _to_draw_by_class(data: DataConfig) -> bool:
+    """Tell whether a folder is of classes that must be divided, and each of them can be.
+
+    Raises:
+        DataError: it holds no pictures.
+    """
+    root = Path(str(data.path)).expanduser()
+    if data.test is not None or not data.holdout or data.draw != "random":
+        return False
+    found = list_pictures(root)
+    counts = Counter(_class_of(PurePosixPath(path.relative_to(root))) for path in found["train"])
+    fewest = 3 if data.validation else 2
+    return len(found) == 1 and None not in counts and len(counts) > 1 and min(counts.values()) >= fewest
 
 
 def _classes_of(split: Split) -> list[str | None]:

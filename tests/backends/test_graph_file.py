@@ -19,6 +19,7 @@ from reskit.backends.graph_file import checksum, load_graph, read_metadata, save
 from reskit.backends.servable import Servable
 from reskit.data import ImagePreprocess
 from reskit.errors import BackendError
+from reskit.models import create_model
 from reskit.weights.layers import Affine, BatchNorm, Flatten, PaddedAvgPool2d, PaddedMaxPool2d, Scale, Window
 
 CHANNELS, SIDE = 3, 6
@@ -97,6 +98,8 @@ LAYERS = {
     "bends": nn.Sequential(nn.ReLU6(True), nn.LeakyReLU(0.2), nn.ELU(0.5), nn.Hardswish(), nn.SiLU()),
     "in place": nn.Sequential(nn.Conv2d(3, 3, 1), nn.LeakyReLU(0.2, True), nn.ELU(0.5, True)),
     "enlarged": nn.Sequential(nn.Upsample(scale_factor=2), nn.Upsample((9, 7), mode="bilinear")),
+    "denoised": create_model("dilated_denoiser", dilations=[1, 2], width=4, norm=False, shuffle=2),
+    "detailed": create_model("vdsr", depth=2, width=4, subpixel=True),
     "curves": nn.Sequential(nn.Tanh(), nn.Sigmoid(), nn.Hardsigmoid(), nn.Hardtanh(-0.1, 0.6)),
 }
 

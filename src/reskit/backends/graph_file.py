@@ -40,9 +40,10 @@ _ATEN = (
     " batch_norm.default cat.default conv2d.default div.Tensor dropout.default elu.default elu_.default"
     " flatten.using_ints hardsigmoid.default hardswish.default hardswish_.default hardtanh.default"
     " hardtanh_.default leaky_relu.default leaky_relu_.default linear.default max_pool2d.default mean.dim"
-    " mul.Tensor new_ones.default pad.default permute.default prelu.default relu.default relu_.default"
-    " reshape.default sigmoid.default silu.default silu_.default slice.Tensor softmax.int sub.Tensor"
-    " tanh.default to.dtype upsample_bilinear2d.vec upsample_nearest2d.vec view.default"
+    " mul.Tensor narrow.default neg.default new_ones.default pad.default permute.default"
+    " pixel_shuffle.default pixel_unshuffle.default prelu.default relu.default relu_.default"
+    " reshape.default sigmoid.default silu.default silu_.default slice.Tensor softmax.int stack.default"
+    " sub.Tensor tanh.default to.dtype upsample_bilinear2d.vec upsample_nearest2d.vec view.default"
 )
 _QUANTIZED = "dequantize_per_channel.default dequantize_per_tensor.default quantize_per_tensor.default"
 _OPERATORS = frozenset(

@@ -63,14 +63,20 @@ def list_pictures(root: Path) -> dict[str, list[Path]]:
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder" if root.exists() else f"no such folder: {root}")
-    named = {split_alias(folder.name): folder for folder in sorted(root.iterdir()) if folder.is_dir()}
-    named.pop(None, None)
-    places = named if "train" in named else {"train": root}
-    found = {str(name): _below(folder) for name, folder in places.items()}
-    for name, folder in places.items():
-        if not found[str(name)]:
+    named: dict[str, list[Path]] = {}
+    for folder in sorted(root.iterdir()):
+        if folder.is_dir() and (name := split_alias(folder.name)):
+            named.setdefault(name, []).append(folder)
+    if len(named) > 1 and "train" not in named:
+        raise DataError(f"{root} has the splits {', '.join(sorted(named))} but no 'train'")
+    places = named if "train" in named else {"train": [root]}
+    found = {
+        name: [path for folder in folders for path in _below(folder)] for name, folders in places.items()
+    }
+    for name, folders in places.items():
+        if not found[name]:
             suffixes = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
-            raise DataError(f"{folder} holds no pictures: looked for {suffixes} files")
+            raise DataError(f"{folders[0]} holds no pictures: looked for {suffixes} files")
     return found
 
 

@@ -101,7 +101,8 @@ def test_the_users_fault_is_one_line_and_1(cli: Callable[..., Any]) -> None:
     assert cli("recipes", "digits-resnet") == (
         1,
         "",
-        "error: unknown recipe 'digits-resnet'; did you mean 'digits-resnet8' or 'imagenet-resnet50'?\n",
+        "error: unknown recipe 'digits-resnet';"
+        " did you mean 'digits-resnet8' or 'digits-vae' or 'imagenet-resnet50'?\n",
     )
 
 

@@ -129,7 +129,7 @@ def test_the_second_load_needs_no_compiler_and_no_torchao(
         with BACKEND.load(path, threads=1) as again:
             again.warm_up(4 if precision == "fp32" else 1)
             assert np.array_equal(
-                again.run({"image": images})["output"], runners[precision].run({"image": images})["logits"]
+                again.run({"image": images})["output"], runners[precision].run({"image": images})["output"]
             )
 
 

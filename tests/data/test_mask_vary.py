@@ -10,8 +10,8 @@ from torch import Tensor
 
 from reskit.data import Augment, augment_batch
 from reskit.data.batch_augment import bend
+from reskit.data.images import IGNORED
 from reskit.data.mask_vary import check_augment, vary_masked
-from reskit.data.masks import IGNORED
 from reskit.errors import ConfigError
 
 SIZE = (48, 64)

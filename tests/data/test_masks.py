@@ -17,8 +17,9 @@ from PIL import Image
 from reskit.config import DataConfig
 from reskit.data import Source
 from reskit.data.coco_masks import CocoMasks
+from reskit.data.images import IGNORED
 from reskit.data.mask_sources import open_masks
-from reskit.data.masks import IGNORED, MaskSplit, infer_coding
+from reskit.data.masks import MaskSplit, infer_coding
 from reskit.errors import DataError
 
 HEIGHT, WIDTH = 6, 8

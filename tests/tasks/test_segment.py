@@ -17,7 +17,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 import reskit
 from reskit.data import ImagePreprocess
-from reskit.data.masks import IGNORED
+from reskit.data.images import IGNORED
 from reskit.errors import ConfigError, DataError
 from reskit.evaluation import measure
 from reskit.plots import overlay

@@ -12,10 +12,10 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from reskit.data.images import read_array
+from reskit.data.images import IGNORED, read_array
 from reskit.data.kinds.base import split_alias
 from reskit.data.mask_drawing import draw_object
-from reskit.data.masks import IGNORED, MOST_CLASSES, MaskCoding, Values
+from reskit.data.masks import MOST_CLASSES, MaskCoding, Values
 from reskit.errors import DataError
 
 __all__ = ["CocoMasks", "annotation_files", "open_coco_masks"]

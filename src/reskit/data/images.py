@@ -14,9 +14,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from reskit.errors import DataError
 
-__all__ = ["HEADER_ERRORS", "header_size", "is_grey", "item_name", "open_image", "read_array"]
+__all__ = ["HEADER_ERRORS", "IGNORED", "header_size", "is_grey", "item_name", "open_image", "read_array"]
 
 Array = npt.NDArray[np.uint8]
+
+IGNORED = 255
+"""The class of pixels that are not labelled."""
 
 # What Pillow raises on broken files: OSError when truncated, SyntaxError and ValueError from some
 # plug-ins, the next four from cut headers, and its guard against decompression bombs.

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from reskit.data.augment import Augment
 from reskit.data.batch_augment import ELASTIC_GRID, augment_batch, bent_grid, draw_boxes, turn
-from reskit.data.masks import IGNORED
+from reskit.data.images import IGNORED
 from reskit.errors import ConfigError
 
 __all__ = ["check_augment", "vary_masked"]

@@ -15,16 +15,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from reskit.data.images import HEADER_ERRORS, open_image
+from reskit.data.images import HEADER_ERRORS, IGNORED, open_image
 from reskit.data.memory import processors
 from reskit.data.seeds import derive_seed
 from reskit.data.split import Split
 from reskit.errors import DataError
 
-__all__ = ["IGNORED", "MaskCoding", "MaskReader", "MaskSplit", "PictureMasks", "Values", "infer_coding"]
+__all__ = ["MaskCoding", "MaskReader", "MaskSplit", "PictureMasks", "Values", "infer_coding"]
 
-IGNORED = 255
-"""The class of pixels that are not labelled."""
 MOST_CLASSES = 255
 Values = npt.NDArray[np.int64]
 

@@ -167,15 +167,17 @@ def convolutions(
     return nn.Sequential(*layers)
 
 
+_DNCNN = "Zhang et al., Beyond a Gaussian Denoiser, 2017, arXiv:1608.03981"
+
 register_family(
     RestorationNet,
     {
-        "dncnn": ({"depth": 17}, 556_032, "Zhang et al. 2017"),
-        "dncnn_blind": ({"depth": 20}, 667_008, "Zhang et al. 2017"),
+        "dncnn": ({"depth": 17}, 556_032, _DNCNN),
+        "dncnn_blind": ({"depth": 20}, 667_008, _DNCNN),
         "dilated_denoiser": (
             {"dilations": [1, 2, 3, 4, 3, 2, 1]},
             186_112,
-            "Wang et al. 2017; Zhang et al. 2017 (IRCNN)",
+            "Wang et al., Dilated Residual Network for Image Denoising, 2017, arXiv:1708.05473",
         ),
     },
     input_size=(1, 128, 128),

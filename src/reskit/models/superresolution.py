@@ -191,9 +191,15 @@ class EDSR(Backbone):
         return self.last(self.enlarge(self.body(self.first(x))))  # type: ignore[no-any-return]
 
 
-register_family(
-    VDSR, {"vdsr": ({}, 665_921, "Kim et al. 2016")}, input_size=(1, 128, 128), task="superresolve"
+_VDSR = (
+    "Kim et al., Accurate Image Super-Resolution Using Very Deep Convolutional Networks, 2016,"
+    " arXiv:1511.04587"
 )
+_EDSR = (
+    "Lim et al., Enhanced Deep Residual Networks for Single Image Super-Resolution, 2017, arXiv:1707.02921"
+)
+
+register_family(VDSR, {"vdsr": ({}, 665_921, _VDSR)}, input_size=(1, 128, 128), task="superresolve")
 register_family(
-    EDSR, {"edsr_baseline": ({}, 1_369_859, "Lim et al. 2017")}, input_size=(3, 128, 128), task="superresolve"
+    EDSR, {"edsr_baseline": ({}, 1_369_859, _EDSR)}, input_size=(3, 128, 128), task="superresolve"
 )

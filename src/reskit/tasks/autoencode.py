@@ -13,8 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
 from reskit.config import Recipe
-from reskit.data import DataInfo, ImagePreprocess, Source, Split, make_loader
-from reskit.data.classed import open_classed
+from reskit.data import DataInfo, ImagePreprocess
 from reskit.data.config import DataConfig
 from reskit.errors import ConfigError, DataError, did_you_mean
 from reskit.models import MODELS, Backbone, create_model, list_models
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch.utils.data import DataLoader
     from torchmetrics import MetricCollection
+
+    from reskit.data import Source, Split
 
 __all__ = ["Autoencode", "AutoencodeSettings"]
 
@@ -125,6 +126,8 @@ class Autoencode(Task):
     @classmethod
     def open(cls, data: DataConfig, *, seed: int) -> Source:
         """See `Task.open` and `open_classed`."""
+        from reskit.data.classed import open_classed
+
         return open_classed(data, seed=seed)
 
     def check(self, source: Source) -> None:
@@ -147,6 +150,8 @@ class Autoencode(Task):
         To train, the rows of classes that are left out leave the split. A label is a place in `class_names`,
         the one behind its end for any other class, -1 where there is none.
         """
+        from reskit.data import make_loader
+
         names = self.class_names
         places = {name: place for place, name in enumerate(names)}
         recoded = np.array([*(places.get(name, len(names)) for name in split.classes), -1])

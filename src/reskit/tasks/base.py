@@ -12,10 +12,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from reskit.config import Recipe
-from reskit.data import DataInfo, ImagePreprocess, Source, Split
+from reskit.data import DataInfo, ImagePreprocess
 from reskit.data.augment import Augment
 from reskit.data.config import DataConfig
-from reskit.data.loading import Mode
 from reskit.errors import ConfigError, DataError, did_you_mean
 from reskit.models import Backbone
 from reskit.registry import Registry
@@ -25,6 +24,9 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch.utils.data import DataLoader
     from torchmetrics import MetricCollection
+
+    from reskit.data import Source, Split
+    from reskit.data.loading import Mode
 
 __all__ = ["TASKS", "Answered", "Batch", "Drop", "Feeding", "Network", "Task", "TaskSettings"]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from reskit.config import Recipe
-from reskit.data import DataInfo, ImagePreprocess, LabelledSplit, Source, Split, make_loader, open_source
+from reskit.data import DataInfo, ImagePreprocess
 from reskit.data.config import DataConfig
 from reskit.models import Backbone, create_model
 from reskit.tasks.base import TASKS, Answered, Batch, Feeding, Task, TaskSettings
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch.utils.data import DataLoader
     from torchmetrics import MetricCollection
+
+    from reskit.data import Source, Split
 
 __all__ = ["CALIBRATION_BINS", "Classify"]
 
@@ -87,6 +89,8 @@ class Classify(Task):
     @classmethod
     def open(cls, data: DataConfig, *, seed: int) -> Source:
         """See `Task.open`."""
+        from reskit.data import open_source
+
         return open_source(
             data.path,
             image_column=data.image_column,
@@ -99,6 +103,8 @@ class Classify(Task):
 
     def loader(self, split: Split, feeding: Feeding) -> DataLoader[Any]:
         """Return batches of image, label and index; see `Task.loader` and `reskit.data.make_loader`."""
+        from reskit.data import LabelledSplit, make_loader
+
         assert isinstance(split, LabelledSplit)
         return make_loader(
             split,

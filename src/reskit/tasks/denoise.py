@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -10,10 +10,12 @@ from torch import Tensor
 
 from reskit.data import augment_batch
 from reskit.data.augment import Augment
-from reskit.data.examples import Example, cut
 from reskit.data.seeds import derive_seed
 from reskit.tasks.base import TASKS, Network
 from reskit.tasks.restoration import MEASURED, RestorationSettings, RestorationTask
+
+if TYPE_CHECKING:
+    from reskit.data.examples import Example
 
 __all__ = ["Denoise", "DenoiseSettings"]
 
@@ -66,6 +68,8 @@ class Denoise(RestorationTask):
 
     def vary(self, example: Example, augment: Augment, generator: torch.Generator) -> Example:
         """See `RestorationTask.vary`; noise comes with the whole batch."""
+        from reskit.data.examples import cut
+
         target = cut(example, (self.settings.patch, self.settings.patch), generator)["target"]
         target = augment_batch(target[None], augment, generator)[0]
         return {"image": target, "target": target}

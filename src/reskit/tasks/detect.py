@@ -12,12 +12,9 @@ import torch
 from torch import Tensor
 
 from reskit.config import Recipe
-from reskit.data import DataInfo, ImagePreprocess, Source, Split
+from reskit.data import DataInfo, ImagePreprocess
 from reskit.data.box_vary import check_augment, factors, vary_boxes
-from reskit.data.boxes import BoxSplit, open_boxes
 from reskit.data.config import DataConfig
-from reskit.data.examples import Example, ExampleSet, example_loader, hold
-from reskit.data.memory import verify_split
 from reskit.errors import ConfigError, DataError, did_you_mean
 from reskit.models import Backbone, create_model
 from reskit.tasks.base import TASKS, Answered, Batch, Feeding, Network, Task
@@ -29,6 +26,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch.utils.data import DataLoader
     from torchmetrics import MetricCollection
+
+    from reskit.data import Source, Split
+    from reskit.data.examples import Example
 
 __all__ = ["Detect", "DetectSettings"]
 
@@ -85,6 +85,8 @@ class Detect(Task):
     @classmethod
     def open(cls, data: DataConfig, *, seed: int) -> Source:
         """See `Task.open`."""
+        from reskit.data.boxes import open_boxes
+
         return open_boxes(data, seed=seed)
 
     @classmethod
@@ -113,6 +115,10 @@ class Detect(Task):
 
     def loader(self, split: Split, feeding: Feeding) -> DataLoader[Any]:
         """Return images of the network's size to train with, or images as they are, and their boxes."""
+        from reskit.data.boxes import BoxSplit
+        from reskit.data.examples import ExampleSet, example_loader, hold
+        from reskit.data.memory import verify_split
+
         if not isinstance(split, BoxSplit):
             raise DataError(f"split {split.name!r} has no boxes")
         numbers = {split.classes.index(label): place for place, label in enumerate(self.labels)}

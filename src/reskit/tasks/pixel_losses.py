@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reskit.data.masks import IGNORED
+from reskit.data.images import IGNORED
 
 __all__ = ["cross_entropy", "focal", "overlap"]
 

@@ -13,11 +13,9 @@ from pydantic import Field
 from torch import Tensor
 
 from reskit.config import Recipe
-from reskit.data import DataInfo, ImagePreprocess, Source, Split
+from reskit.data import DataInfo, ImagePreprocess
 from reskit.data.augment import Augment
 from reskit.data.config import DataConfig
-from reskit.data.examples import Example, ExampleSet, example_loader, reader
-from reskit.data.pictures import open_pictures
 from reskit.errors import ConfigError, DataError
 from reskit.models import MODELS, Backbone, create_model, list_models
 from reskit.tasks.base import Answered, Batch, Drop, Feeding
@@ -27,6 +25,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch.utils.data import DataLoader
     from torchmetrics import MetricCollection
+
+    from reskit.data import Source, Split
+    from reskit.data.examples import Example
 
 __all__ = ["RestorationSettings", "RestorationTask", "psnr", "to_pixels"]
 
@@ -71,6 +72,8 @@ class RestorationTask(DenseTask):
     @classmethod
     def open(cls, data: DataConfig, *, seed: int) -> Source:
         """Open pictures without labels; see `open_pictures`."""
+        from reskit.data.pictures import open_pictures
+
         return open_pictures(data, seed=seed)
 
     @classmethod
@@ -101,6 +104,8 @@ class RestorationTask(DenseTask):
 
     def loader(self, split: Split, feeding: Feeding) -> DataLoader[Any]:
         """Return patches to train with, or whole images, one at a time; see `Task.loader`."""
+        from reskit.data.examples import ExampleSet, example_loader, reader
+
         augment = feeding.augment
         if augment is not None and augment.model_copy(update={"flip": 1.0, "dihedral": True}) != _TURNS:
             raise ConfigError(

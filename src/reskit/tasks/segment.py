@@ -11,12 +11,8 @@ import torch
 from torch import Tensor
 
 from reskit.config import Recipe
-from reskit.data import DataInfo, ImagePreprocess, Source, Split
+from reskit.data import DataInfo, ImagePreprocess
 from reskit.data.config import DataConfig
-from reskit.data.examples import Example, ExampleSet, example_loader, reader
-from reskit.data.mask_sources import open_masks
-from reskit.data.mask_vary import check_augment, vary_masked
-from reskit.data.masks import MaskSplit
 from reskit.errors import ConfigError, DataError
 from reskit.models import Backbone, create_model
 from reskit.tasks.base import TASKS, Answered, Batch, Feeding, TaskSettings
@@ -28,6 +24,9 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch.utils.data import DataLoader
     from torchmetrics import MetricCollection
+
+    from reskit.data import Source, Split
+    from reskit.data.examples import Example
 
 __all__ = ["Segment", "SegmentSettings"]
 
@@ -111,6 +110,8 @@ class Segment(DenseTask):
     @classmethod
     def open(cls, data: DataConfig, *, seed: int) -> Source:
         """See `Task.open`."""
+        from reskit.data.mask_sources import open_masks
+
         return open_masks(data, seed=seed)
 
     @classmethod
@@ -126,6 +127,8 @@ class Segment(DenseTask):
 
         Names that the recipe gave stand for those of the data; indices of classes may lack the last ones.
         """
+        from reskit.data.masks import MaskSplit
+
         split = next(iter(source.splits.values()))
         count = len(self.labels)
         if isinstance(split, MaskSplit) and split.coding.may_lack_classes and len(source.classes) <= count:
@@ -139,6 +142,10 @@ class Segment(DenseTask):
 
     def loader(self, split: Split, feeding: Feeding) -> DataLoader[Any]:
         """Return patches to train with, or whole images: image, mask and index; see `Task.loader`."""
+        from reskit.data.examples import ExampleSet, example_loader, reader
+        from reskit.data.mask_vary import check_augment, vary_masked
+        from reskit.data.masks import MaskSplit
+
         assert isinstance(split, MaskSplit)
         augment, patch = feeding.augment, (self.settings.patch, self.settings.patch)
         if augment is not None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reskit.data.masks import IGNORED
+from reskit.data.images import IGNORED
 
 __all__ = ["areas", "class_table", "figures", "precision_recall", "score_counts"]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassF1Score, MulticlassHammingDistance, MulticlassJaccardIndex
 
-from reskit.data.masks import IGNORED
+from reskit.data.images import IGNORED
 
 __all__ = ["segmentation_metrics"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +12,13 @@ from torch import Tensor
 from reskit.data import ImagePreprocess, augment_batch
 from reskit.data.augment import Augment
 from reskit.data.colour import from_ycbcr, luminance, to_ycbcr
-from reskit.data.examples import Example, cut
 from reskit.nn import BicubicUpscale
 from reskit.tasks.base import TASKS, Batch, Network
 from reskit.tasks.dense import centre, pad_to
 from reskit.tasks.restoration import MEASURED, RestorationSettings, RestorationTask
+
+if TYPE_CHECKING:
+    from reskit.data.examples import Example
 
 __all__ = ["SuperResolve", "SuperResolveSettings", "shrink"]
 
@@ -61,6 +63,8 @@ class SuperResolve(RestorationTask):
 
     def vary(self, example: Example, augment: Augment, generator: torch.Generator) -> Example:
         """Cut and turn both images alike; see `RestorationTask.vary`."""
+        from reskit.data.examples import cut
+
         size = (self.settings.patch, self.settings.patch)
         both = cut(example, size, generator, scales={"target": self.scale})
         seed = int(torch.randint(2**31, (), generator=generator))

@@ -6,6 +6,7 @@ numbers of its ``caffe.proto``. Fields not listed here are skipped by protobuf.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -207,11 +208,23 @@ def parse_text(path: Path, kind: str) -> Any:
         raise WeightsError(f"{size} bytes cannot be the text of a network: give its .prototxt")
     try:
         text = path.read_bytes().decode()
-        text_format.Parse(text, message, allow_unknown_field=True, max_recursion_depth=_DEPTH_LIMIT)
+        _refuse_nesting(text)
+        text_format.Parse(text, message, allow_unknown_field=True)
     except (text_format.ParseError, UnicodeDecodeError, RecursionError) as error:
         reason = str(error).partition("\n")[0]
         raise WeightsError(f"this is not the text of a Caffe network ({reason})") from error
     return message
+
+
+def _refuse_nesting(text: str) -> None:
+    """Refuse text whose parts lie in each other without end: the parser goes down with them."""
+    depth = 0
+    for bracket in re.findall("[{}<>]", text):
+        depth += 1 if bracket in "{<" else -1
+        if depth > _DEPTH_LIMIT:
+            raise WeightsError(
+                f"this is not the text of a Caffe network (nested more than {_DEPTH_LIMIT} deep)"
+            )
 
 
 def _refuse_swarm(content: bytes) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from reskit.data.boxes import Annotated, Found
+from reskit.data.coco import categories_of, looks_like_coco, read_annotations, split_of
 from reskit.data.kinds.base import split_alias
 from reskit.errors import DataError
 
 __all__ = ["annotation_files", "open_coco"]
 
-_PARTS = ("images", "annotations", "categories")
+_OTHERS = ("captions", "keypoints", "panoptic", "image_info")
 
 
 def annotation_files(root: Path) -> dict[str, Path]:
@@ -28,8 +28,8 @@ def annotation_files(root: Path) -> dict[str, Path]:
     if root.is_file():
         return {"train": root} if root.suffix.lower() == ".json" else {}
     files = [path for pattern in ("*.json", "annotations/*.json", "*/*.json") for path in root.glob(pattern)]
-    files = [path for path in dict.fromkeys(sorted(files)) if _has_boxes(path)]
-    named = {split: path for path in files if (split := _split_of(path, root))}
+    files = [path for path in dict.fromkeys(sorted(files)) if looks_like_coco(path, others=_OTHERS)]
+    named = {split: path for path in files if (split := split_of(path, root))}
     return named if named else {"train": files[0]} if len(files) == 1 else {}
 
 
@@ -45,8 +45,8 @@ def open_coco(root: Path, files: Mapping[str, Path]) -> Found:
     if root.is_file():
         root = root.parent.parent if root.parent.name == "annotations" else root.parent
     notes: list[str] = []
-    read = {split: _read(path) for split, path in files.items()}
-    categories = {split: _categories(content, files[split]) for split, content in read.items()}
+    read = {split: read_annotations(path, what="boxes") for split, path in files.items()}
+    categories = {split: categories_of(content, files[split]) for split, content in read.items()}
     first = next(iter(categories.values()))
     for split, found in categories.items():
         if found != first:
@@ -55,44 +55,6 @@ def open_coco(root: Path, files: Mapping[str, Path]) -> Found:
         split: _pictures(content, files[split], root, list(first), notes) for split, content in read.items()
     }
     return Found(list(first.values()), splits, root, notes)
-
-
-def _split_of(path: Path, root: Path) -> str | None:
-    words = [path.parent.name] if path.parent not in (root, root / "annotations") else []
-    words += path.stem.replace("-", "_").split("_")
-    return next((split for word in words if (split := split_alias(word.rstrip("0123456789")))), None)
-
-
-def _has_boxes(path: Path) -> bool:
-    """Tell whether a file is one of boxes, by how it begins: annotations can be hundreds of megabytes."""
-    if any(word in path.stem.lower() for word in ("captions", "keypoints", "panoptic", "image_info")):
-        return False
-    with path.open("rb") as file:
-        start = file.read(4096)
-    return start.lstrip()[:1] == b"{" and any(f'"{part}"'.encode() in start for part in (*_PARTS, "info"))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"cannot read {path}: {error}") from None
-    for part in _PARTS:
-        if not isinstance(content, dict) or not isinstance(content.get(part), list):
-            raise DataError(f"{path} has no list {part!r}: COCO's boxes need {', '.join(_PARTS)}")
-    found: dict[str, Any] = content
-    return found
-
-
-def _categories(content: Mapping[str, Any], path: Path) -> dict[int, str]:
-    """Return the names of the categories by id, in the order of the ids."""
-    try:
-        names = {int(entry["id"]): str(entry["name"]) for entry in content["categories"]}
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: a category lacks id or name ({error!r})") from None
-    if not names or len(set(names.values())) < len(content["categories"]):
-        raise DataError(f"{path}: categories must be there, each with an id and a name of its own")
-    return dict(sorted(names.items()))
 
 
 def _pictures(

@@ -11,6 +11,7 @@ import yaml
 
 from reskit.data.boxes import Annotated, Found
 from reskit.data.kinds.base import IMAGE_SUFFIXES, split_alias
+from reskit.data.pictures import below, split_folders
 from reskit.errors import DataError
 
 __all__ = ["looks_like", "open_yolo"]
@@ -124,7 +125,7 @@ def _listed(root: Path, file: Path, config: Mapping[str, Any], notes: list[str])
 def _pictures(place: Path) -> list[Path]:
     """Return the pictures of a folder, or those a text file names, a path a line."""
     if place.is_dir():
-        return _below(place)
+        return below(place)
     lines = (line.strip() for line in _lines(place))
     return [place.parent / line for line in lines if line]
 
@@ -132,17 +133,8 @@ def _pictures(place: Path) -> list[Path]:
 def _by_folder(root: Path) -> dict[str, list[Path]]:
     """Return the pictures of a folder by split, as folders of it are called."""
     images = root / "images" if (root / "images").is_dir() else root
-    named = {split_alias(folder.name): folder for folder in sorted(images.iterdir()) if folder.is_dir()}
-    named.pop(None, None)
-    if "train" in named:
-        return {str(name): _below(folder) for name, folder in named.items()}
-    return {"train": _below(images)}
-
-
-def _below(folder: Path) -> list[Path]:
-    return sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-    )
+    folders = split_folders(images)
+    return {split: [path for place in places for path in below(place)] for split, places in folders.items()}
 
 
 def _annotated(path: Path, root: Path, classes: list[str]) -> tuple[str, Annotated | None]:

@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from reskit.data.coco import categories_of, looks_like_coco, read_annotations, split_of
 from reskit.data.images import IGNORED, read_array
 from reskit.data.kinds.base import split_alias
 from reskit.data.mask_drawing import draw_object
@@ -20,7 +21,6 @@ from reskit.errors import DataError
 
 __all__ = ["CocoMasks", "annotation_files", "open_coco_masks"]
 
-_PARTS = ("images", "annotations", "categories")
 _OTHERS = ("captions", "keypoints", "image_info")
 BACKGROUND = "background"
 
@@ -93,28 +93,13 @@ def annotation_files(root: Path) -> dict[str, Path]:
         return {"train": root} if root.suffix.lower() == ".json" else {}
     patterns = ("*.json", "annotations/*.json", "*/_annotations.coco.json")
     files = [path for pattern in patterns for path in sorted(root.glob(pattern))]
-    files = [path for path in files if _looks_like_coco(path)]
+    files = [path for path in files if looks_like_coco(path, others=_OTHERS)]
     files.sort(key=lambda path: "panoptic" in path.stem.lower())
     named: dict[str, Path] = {}
     for path in files:
-        if split := _split_of(path, root):
+        if split := split_of(path, root):
             named.setdefault(split, path)
     return named or ({"train": files[0]} if len(files) == 1 else {})
-
-
-def _looks_like_coco(path: Path) -> bool:
-    """Tell whether a file is one of objects, by its name and beginning: they can be hundreds of megabytes."""
-    if any(word in path.stem.lower() for word in _OTHERS):
-        return False
-    with path.open("rb") as file:
-        start = file.read(4096)
-    return start.lstrip()[:1] == b"{" and any(f'"{part}"'.encode() in start for part in (*_PARTS, "info"))
-
-
-def _split_of(path: Path, root: Path) -> str | None:
-    words = [path.parent.name] if path.parent not in (root, root / "annotations") else []
-    words += path.stem.replace("-", "_").split("_")
-    return next((split for word in words if (split := split_alias(word.rstrip("0123456789")))), None)
 
 
 def open_coco_masks(
@@ -134,8 +119,8 @@ def open_coco_masks(
     known: dict[int, str] | None = None
     panoptic = False
     for split, path in files.items():
-        content = _read(path)
-        categories = _categories(content, path)
+        content = read_annotations(path, what="annotations")
+        categories = categories_of(content, path)
         if known is not None and categories != known:
             raise DataError(f"{path} has other categories than the other splits")
         known = categories
@@ -148,29 +133,6 @@ def open_coco_masks(
     if len(classes) > MOST_CLASSES:
         raise DataError(f"{len(classes)} classes are more than {MOST_CLASSES}, which masks can hold here")
     return tables, classes, [f"annotations: {', '.join(str(path.name) for path in files.values())}"]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"cannot read {path}: {error}") from None
-    for part in _PARTS:
-        if not isinstance(content, dict) or not isinstance(content.get(part), list):
-            raise DataError(f"{path} has no list {part!r}: COCO's annotations need {', '.join(_PARTS)}")
-    found: dict[str, Any] = content
-    return found
-
-
-def _categories(content: Mapping[str, Any], path: Path) -> dict[int, str]:
-    """Return the names of the categories by id, in the order of the ids."""
-    try:
-        names = {int(entry["id"]): str(entry["name"]) for entry in content["categories"]}
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: a category lacks id or name ({error!r})") from None
-    if not names or len(set(names.values())) < len(content["categories"]):
-        raise DataError(f"{path}: categories must be there, each with an id and a name of its own")
-    return dict(sorted(names.items()))
 
 
 def _rows(

@@ -16,7 +16,7 @@ from reskit.data.sources import Source
 from reskit.data.split import Split
 from reskit.errors import DataError
 
-__all__ = ["divide", "list_pictures", "open_pictures"]
+__all__ = ["below", "divide", "list_pictures", "open_pictures", "split_folders"]
 
 
 def open_pictures(data: DataConfig, *, seed: int) -> Source:
@@ -63,21 +63,28 @@ def list_pictures(root: Path) -> dict[str, list[Path]]:
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder" if root.exists() else f"no such folder: {root}")
+    places = split_folders(root)
+    found = {name: [path for folder in folders for path in below(folder)] for name, folders in places.items()}
+    for name, folders in places.items():
+        if not found[name]:
+            suffixes = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
+            raise DataError(f"{folders[0]} holds no pictures: looked for {suffixes} files")
+    return found
+
+
+def split_folders(root: Path) -> dict[str, list[Path]]:
+    """Return the sub-folders that are called as splits; the folder itself as ``train`` where none is.
+
+    Raises:
+        DataError: several are, and none is for training.
+    """
     named: dict[str, list[Path]] = {}
     for folder in sorted(root.iterdir()):
         if folder.is_dir() and (name := split_alias(folder.name)):
             named.setdefault(name, []).append(folder)
     if len(named) > 1 and "train" not in named:
         raise DataError(f"{root} has the splits {', '.join(sorted(named))} but no 'train'")
-    places = named if "train" in named else {"train": [root]}
-    found = {
-        name: [path for folder in folders for path in _below(folder)] for name, folders in places.items()
-    }
-    for name, folders in places.items():
-        if not found[name]:
-            suffixes = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
-            raise DataError(f"{folders[0]} holds no pictures: looked for {suffixes} files")
-    return found
+    return named if "train" in named else {"train": [root]}
 
 
 def divide(
@@ -114,7 +121,9 @@ def _order(count: int, data: DataConfig, seed: int) -> Sequence[int]:
     return order
 
 
-def _below(folder: Path) -> list[Path]:
+def below(folder: Path) -> list[Path]:
+    """Return the picture files at any depth of a folder, sorted; hidden ones and hidden folders left out."""
+
     def visible(path: Path) -> bool:
         return not any(part.startswith(".") for part in path.relative_to(folder).parts)
 

@@ -150,7 +150,7 @@ class Trainer:
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             now.batch += 1
-            losses.append((loss.detach(), len(self.task.target(batch))))
+            losses.append((loss.detach(), len(batch["index"])))
             if self.accelerator.sync_gradients:
                 now.step += 1
                 if self.average is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from reskit.data.box_vary import fitted_boxes, vary_boxes
 from reskit.data.boxes import BoxSplit, open_boxes
 from reskit.data.config import DataConfig
 from reskit.errors import ConfigError, DataError
-
-SHARED = Path(os.environ.get("RESKIT_SHARED_DATA", "/work/shared/data"))
 
 
 def picture(path: Path, size: tuple[int, int] = (40, 60)) -> None:
@@ -248,9 +245,20 @@ def test_the_fingerprint_knows_the_boxes(tmp_path: Path) -> None:
     assert opened(root).fingerprint != before
 
 
-@pytest.mark.skipif(not (SHARED / "coco128").is_dir(), reason=f"no {SHARED / 'coco128'}")
-def test_coco128() -> None:
-    source = opened(SHARED / "coco128")
+def test_folders_of_one_split_go_together_and_a_test_is_not_trained_on(tmp_path: Path) -> None:
+    names = ("train/a", "val/b", "validation/c", "test/d")
+    found = opened(yolo(tmp_path / "all", dict.fromkeys(names, "0 0.5 0.5 0.5 0.5\n")))
+    assert {name: len(split) for name, split in found.splits.items()} == {
+        "train": 1,
+        "validation": 2,
+        "test": 1,
+    }
+    with pytest.raises(DataError, match="no 'train'"):
+        opened(yolo(tmp_path / "held", dict.fromkeys(names[1:], "")))
+
+
+def test_coco128(shared_data: Path) -> None:
+    source = opened(shared_data / "coco128")
     assert len(source.classes) == 80
     assert sum(len(split) for split in source.splits.values()) == 128
     assert sum(len(picture.boxes) for split in source.splits.values() for picture in split.pictures) == 929

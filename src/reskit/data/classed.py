@@ -10,7 +10,7 @@ import numpy as np
 from reskit.data.config import DataConfig
 from reskit.data.kinds.base import split_alias
 from reskit.data.pictures import list_pictures, open_pictures
-from reskit.data.sources import Source, kind_of, open_source
+from reskit.data.sources import Source, kind_of, open_labelled
 from reskit.data.split import LabelledSplit, Split
 
 __all__ = ["open_classed"]
@@ -32,15 +32,7 @@ def open_classed(data: DataConfig, *, seed: int) -> Source:
         DataError: the place is not there, not understood, or holds no pictures.
     """
     if data.path is None or not _is_picture_folder(data.path) or _to_draw_by_class(data):
-        return open_source(
-            data.path,
-            image_column=data.image_column,
-            label_column=data.label_column,
-            on_corrupt=data.on_corrupt,
-            holdout=data.holdout,
-            validation=data.validation,
-            seed=seed,
-        )
+        return open_labelled(data, seed=seed)
     source = open_pictures(data, seed=seed)
     found = {name: _classes_of(split) for name, split in source.splits.items()}
     if None in set().union(*found.values()):

@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+from reskit.data.config import DataConfig
 from reskit.data.info import DataInfo, ImageSizes, SplitInfo
 from reskit.data.kinds import SOURCES, Found
 from reskit.data.labels import Labels, encode_labels, guess_columns, stratified_holdout
@@ -16,7 +17,7 @@ from reskit.data.seeds import derive_seed
 from reskit.data.split import LabelledSplit, OnCorrupt, Split
 from reskit.errors import DataError
 
-__all__ = ["Source", "kind_of", "open_source"]
+__all__ = ["Source", "kind_of", "open_labelled", "open_source"]
 
 _ORDER = ("train", "validation", "test")
 
@@ -172,6 +173,19 @@ def open_source(
         _check_files(split)
     columns = {"image": image, "label": label}
     return Source(kind, location, splits, columns, notes, title=SOURCES.get(kind).title)
+
+
+def open_labelled(data: DataConfig, *, seed: int) -> Source:
+    """Open labelled images as a recipe says; see `open_source`."""
+    return open_source(
+        data.path,
+        image_column=data.image_column,
+        label_column=data.label_column,
+        on_corrupt=data.on_corrupt,
+        holdout=data.holdout,
+        validation=data.validation,
+        seed=seed,
+    )
 
 
 def kind_of(location: str) -> str:

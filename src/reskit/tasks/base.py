@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from reskit.data import Source, Split
     from reskit.data.loading import Mode
 
-__all__ = ["TASKS", "Answered", "Batch", "Drop", "Feeding", "Network", "Task", "TaskSettings"]
+__all__ = ["TASKS", "Answered", "Batch", "Drop", "Feeding", "Network", "Task", "TaskSettings", "shown_of"]
 
 Batch = Mapping[str, Tensor]
 Network = Callable[[Tensor], Tensor]
@@ -61,6 +61,12 @@ class Feeding(NamedTuple):
     seed: int = 0
     workers: int | None = None
     pin_memory: bool = False
+
+    def of_examples(self) -> dict[str, Any]:
+        """Return the arguments of `example_loader`; what is in memory needs no workers."""
+        workers = 0 if self.mode == "memory" else self.workers or 0
+        taken = {name: getattr(self, name) for name in ("batch_size", "shuffle", "seed", "pin_memory")}
+        return {**taken, "workers": workers}
 
 
 class Drop(NamedTuple):
@@ -327,6 +333,12 @@ class Task(ABC):
 
 
 TASKS: Registry[type[Task]] = Registry("task")
+
+
+def shown_of(order: np.ndarray, count: int = 4) -> list[int]:
+    """Return so many of the rows `(n,)` in an order, from its first to its last, evenly spread."""
+    places = sorted({round(part * (len(order) - 1)) for part in np.linspace(0, 1, count)})
+    return [int(order[place]) for place in places]
 
 
 def _shown(names: Sequence[str]) -> str:

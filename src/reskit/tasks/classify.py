@@ -89,17 +89,9 @@ class Classify(Task):
     @classmethod
     def open(cls, data: DataConfig, *, seed: int) -> Source:
         """See `Task.open`."""
-        from reskit.data import open_source
+        from reskit.data.sources import open_labelled
 
-        return open_source(
-            data.path,
-            image_column=data.image_column,
-            label_column=data.label_column,
-            on_corrupt=data.on_corrupt,
-            holdout=data.holdout,
-            validation=data.validation,
-            seed=seed,
-        )
+        return open_labelled(data, seed=seed)
 
     def loader(self, split: Split, feeding: Feeding) -> DataLoader[Any]:
         """Return batches of image, label and index; see `Task.loader` and `reskit.data.make_loader`."""

@@ -158,11 +158,7 @@ class Detect(Task):
                 views=1 if augment is None else self.settings.views,
                 seed=feeding.seed,
             ),
-            batch_size=feeding.batch_size,
-            shuffle=feeding.shuffle,
-            seed=feeding.seed,
-            workers=0 if feeding.mode == "memory" else feeding.workers or 0,
-            pin_memory=feeding.pin_memory,
+            **feeding.of_examples(),
         )
 
     def stored(self, info: DataInfo) -> ImagePreprocess:

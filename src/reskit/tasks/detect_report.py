@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from reskit.tasks.base import Answered
+from reskit.tasks.base import Answered, shown_of
 
 __all__ = ["draw_report"]
-
-SHOWN = 4
 
 
 def draw_report(
@@ -65,5 +63,4 @@ def _chosen(examples: Mapping[str, np.ndarray]) -> list[int]:
     if not len(rows):
         return []
     order = rows[np.argsort(-wrong[rows], kind="stable")]
-    places = sorted({round(part * (len(order) - 1)) for part in np.linspace(0, 1, SHOWN)})
-    return [int(order[place]) for place in places]
+    return shown_of(order)

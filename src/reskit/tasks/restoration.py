@@ -18,7 +18,7 @@ from reskit.data.augment import Augment
 from reskit.data.config import DataConfig
 from reskit.errors import ConfigError, DataError
 from reskit.models import MODELS, Backbone, create_model, list_models
-from reskit.tasks.base import Answered, Batch, Drop, Feeding
+from reskit.tasks.base import Answered, Batch, Drop, Feeding, shown_of
 from reskit.tasks.dense import DenseSettings, DenseTask, centre, pad_to
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["RestorationSettings", "RestorationTask", "psnr", "to_pixels"]
 
-SHOWN = 4
 MEASURED = 11
 """The least side of what is measured: the window of the structural similarity."""
 _TURNS = Augment(flip=1.0, dihedral=True)
@@ -127,11 +126,7 @@ class RestorationTask(DenseTask):
             dataset = ExampleSet(rows, held, vary=vary, views=self.settings.patches, seed=feeding.seed)
         return example_loader(
             dataset,
-            batch_size=feeding.batch_size,
-            shuffle=feeding.shuffle,
-            seed=feeding.seed,
-            workers=0 if feeding.mode == "memory" else feeding.workers or 0,
-            pin_memory=feeding.pin_memory,
+            **feeding.of_examples(),
         )
 
     def require(self, image: Tensor, side: int, what: str) -> None:
@@ -221,9 +216,8 @@ class RestorationTask(DenseTask):
         from reskit import plots
 
         order = np.argsort(examples["psnr"], kind="stable")
-        places = sorted({round(part * (len(order) - 1)) for part in np.linspace(0, 1, SHOWN)})
         rows = []
-        for row in (int(order[place]) for place in places):
+        for row in shown_of(order):
             batch, outputs = answered(row)
             given, true, made = (
                 to_pixels(image) for image in (self.given(batch), self.target(batch), outputs)

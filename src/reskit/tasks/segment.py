@@ -15,7 +15,7 @@ from reskit.data import DataInfo, ImagePreprocess
 from reskit.data.config import DataConfig
 from reskit.errors import ConfigError, DataError
 from reskit.models import Backbone, create_model
-from reskit.tasks.base import TASKS, Answered, Batch, Feeding, TaskSettings
+from reskit.tasks.base import TASKS, Answered, Batch, Feeding, TaskSettings, shown_of
 from reskit.tasks.dense import DenseTask
 from reskit.tasks.segment_settings import SegmentSettings, added_losses, balanced, supervised
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Segment", "SegmentSettings"]
 
-SHOWN = 4
 WHOLE = 512
 """Images of one size are answered whole up to so many pixels a side, others in tiles."""
 TILE = 256
@@ -170,11 +169,7 @@ class Segment(DenseTask):
         )
         return example_loader(
             dataset,
-            batch_size=feeding.batch_size,
-            shuffle=feeding.shuffle,
-            seed=feeding.seed,
-            workers=0 if feeding.mode == "memory" else feeding.workers or 0,
-            pin_memory=feeding.pin_memory,
+            **feeding.of_examples(),
         )
 
     # Training.
@@ -249,9 +244,8 @@ class Segment(DenseTask):
         from reskit import plots
 
         order = np.argsort(examples["dice"], kind="stable")
-        places = sorted({round(part * (len(order) - 1)) for part in np.linspace(0, 1, SHOWN)})
         rows = []
-        for row in (int(order[place]) for place in places):
+        for row in shown_of(order):
             batch, outputs = answered(row)
             truth, said = batch["mask"][0].numpy(), outputs[0].argmax(0).numpy()
             titles = ("image", "truth", f"answer, dice {examples['dice'][row]:.3f}", "wrong pixels")

@@ -94,10 +94,10 @@ class PreprocessConfig(_Part):
 class OptimizerConfig(_Part):
     """The optimiser; weight decay never touches biases and norms."""
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    name: Literal["sgd", "adam", "adamw", "muon"] = "sgd"
     lr: float = Field(0.1, gt=0)
     weight_decay: float = Field(5e-4, ge=0)
-    momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd and muon only")
     nesterov: bool = True
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="adam and adamw only")
 

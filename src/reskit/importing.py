@@ -129,7 +129,7 @@ def import_bundle(
         raise ConfigError(f"{len(names)} labels were given for a network of {network.num_classes} classes")
     bundle = Bundle.write(
         to,
-        task=kind(preprocess=preprocess, labels=names, settings=settings),
+        task=kind(preprocess=preprocess, labels=names, settings=kind.settled(settings, network)),
         model=network,
         metrics={},
         provenance={

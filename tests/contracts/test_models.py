@@ -48,6 +48,16 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
         "fcos_resnet18_fpn",
         {"backbone_arguments": {"depths": [1, 2], "width": 8}, "width": 64, "convs": 1},
     ),
+    "faster_rcnn": (
+        "fasterrcnn_resnet18_fpn",
+        {
+            "backbone_arguments": {"depths": [1, 2], "width": 8},
+            "width": 16,
+            "hidden": 32,
+            "candidates": 20,
+            "proposals": 10,
+        },
+    ),
     "fcos_wide": (
         "fcos_resnet18_fpn",
         {"backbone": "wrn_16_4", "backbone_arguments": {"depths": [1, 1, 1], "width": 16}, "width": 64},

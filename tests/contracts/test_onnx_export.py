@@ -34,6 +34,13 @@ SHALLOW: dict[str, dict[str, Any]] = {
     "mobilenet_v2": {"width_factor": 0.25},
     "unet_resnet18": {"encoder_arguments": {"depths": [1, 1], "width": 8}},
     "fcos_resnet18_fpn": {"backbone_arguments": {"depths": [1, 1, 1], "width": 8}, "width": 64, "convs": 1},
+    "fasterrcnn_resnet18_fpn": {
+        "backbone_arguments": {"depths": [1, 1, 1], "width": 8},
+        "width": 16,
+        "hidden": 32,
+        "candidates": 20,
+        "proposals": 10,
+    },
     "residual_autoencoder": {"depths": [1, 1], "width": 8, "latent": 4, "size": [32, 32]},
     "dilated_denoiser": {"dilations": [1, 2, 1], "width": 8, "shuffle": 2},
     "vdsr": {"depth": 3, "width": 8, "scale": 3},

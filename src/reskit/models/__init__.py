@@ -4,7 +4,8 @@ from reskit.models.autoencoder import Autoencoder
 from reskit.models.base import Backbone
 from reskit.models.cifar_resnet import CifarResNet
 from reskit.models.densenet import DenseNet
-from reskit.models.detection import Fcos
+from reskit.models.detection import Detector, Fcos
+from reskit.models.faster_rcnn import FasterRcnn
 from reskit.models.graph import GraphNetwork
 from reskit.models.identify import identify
 from reskit.models.mobilenet import MobileNetV2
@@ -25,6 +26,8 @@ __all__ = [
     "Backbone",
     "CifarResNet",
     "DenseNet",
+    "Detector",
+    "FasterRcnn",
     "Fcos",
     "GraphNetwork",
     "MobileNetV2",

@@ -32,6 +32,7 @@ class Backbone(nn.Module):
             again with these gives the same network.
         head_name: name of the layer that makes logits.
         logits_name: name of the layer with a row for each class, where that is not the last of the head.
+        background: rows of that layer, the first, that are no class.
         inner: name of the network this one is built on, where weights of that one alone are of use.
         renames: patterns and replacements that turn others' names of parameters into ours, one after the
             other; our own names they leave alone.
@@ -39,6 +40,7 @@ class Backbone(nn.Module):
 
     head_name: ClassVar[str] = "fc"
     logits_name: ClassVar[str] = ""
+    background: ClassVar[int] = 0
     inner: ClassVar[str] = ""
     renames: ClassVar[Sequence[Rename]] = ()
 

@@ -174,7 +174,8 @@ def _fit(model: Backbone, shapes: Shapes) -> dict[str, Any] | None:
         return None
     # A first layer may see several pixels of each channel.
     channels = int(model.architecture["in_channels"]) * shapes[stem][1] // own[stem][1]
-    classes = {"num_classes": shapes[head][0] if head in shapes else 0} if head else {}
+    rows = shapes[head][0] - model.background if head in shapes else 0
+    classes = {"num_classes": rows} if head else {}
     fitted = _on_meta(**{**model.architecture, **classes, "in_channels": channels})
     if fitted is None or _squeezed(_shapes_of(fitted)) != _squeezed(shapes):
         return None

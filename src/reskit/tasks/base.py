@@ -174,6 +174,15 @@ class Task(ABC):
             where = ".".join(map(str, ("task.arguments", *first["loc"])))
             raise ConfigError(f"{where}: {first['msg']}") from None
 
+    @classmethod
+    def settled(cls, settings: Any, model: Backbone) -> Any:
+        """Return settings with what the network has to say of them: nothing, unless a task needs it.
+
+        Raises:
+            ConfigError: the network cannot do this task.
+        """
+        return settings
+
     # Data.
 
     @classmethod

@@ -16,11 +16,11 @@ from reskit.data import DataInfo, ImagePreprocess
 from reskit.data.box_vary import check_augment, factors, vary_boxes
 from reskit.data.config import DataConfig
 from reskit.errors import ConfigError, DataError, did_you_mean
-from reskit.models import Backbone, create_model
+from reskit.models import Backbone, Detector, create_model
 from reskit.tasks.base import TASKS, Answered, Batch, Feeding, Network, Task
 from reskit.tasks.boxes import coco_tables, held_against, need_pycocotools
+from reskit.tasks.detect_schemes import PADDING, SCHEMES, Scheme
 from reskit.tasks.detect_settings import DetectSettings
-from reskit.tasks.fcos import PADDING, detections, fcos_loss, grid_points
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,7 +39,7 @@ MOST = 100
 
 @TASKS.register("detect")
 class Detect(Task):
-    """Objects by their boxes, found in one pass by the points of a feature pyramid.
+    """Objects by their boxes, found by the points of a feature pyramid, in one pass or two.
 
     The network sees an image scaled to one size; boxes are said in pixels of the image as it came:
     `(N, 100, 6)`, each x1, y1, x2, y2, score and class, the best first, padded by class -1. True boxes are
@@ -75,10 +75,18 @@ class Detect(Task):
                 known = did_you_mean(label, info.classes)
                 raise ConfigError(f"task.arguments.classes: {info.location} has no class {label!r}{known}")
         with torch.device("meta"):
-            levels = _levels(_network(recipe, preprocess, len(labels)))
-        return cls(
-            preprocess=preprocess, labels=labels, settings=settings.model_copy(update={"levels": levels})
-        )
+            network = _network(recipe, preprocess, len(labels))
+        return cls(preprocess=preprocess, labels=labels, settings=cls.settled(settings, network))
+
+    @classmethod
+    def settled(cls, settings: DetectSettings, model: Backbone) -> DetectSettings:
+        """Return settings with the network's levels and scheme; see `Task.settled`."""
+        if not isinstance(model, Detector):
+            raise ConfigError(
+                f"model.name: {model.architecture['name']} finds no boxes; `reskit models --task detect`"
+                " lists networks that do, and any other is their `backbone` argument"
+            )
+        return settings.model_copy(update={"levels": tuple(model.levels), "scheme": model.scheme})
 
     # Data.
 
@@ -184,11 +192,16 @@ class Detect(Task):
         return batch["boxes"]
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """See `fcos_loss`."""
-        return fcos_loss(outputs, target, self._points(), self.settings.levels)
+        """See `fcos_loss` and `rcnn_loss`."""
+        return self.scheme.loss(outputs, target, self._places(), self.settings.levels)
 
-    def _points(self) -> Tensor:
-        return grid_points(self.preprocess.size, self.settings.levels)
+    @property
+    def scheme(self) -> Scheme:
+        """What the network's outputs mean."""
+        return SCHEMES.get(self.settings.scheme)
+
+    def _places(self) -> Tensor:
+        return self.scheme.places(self.preprocess.size, self.settings.levels)
 
     # Evaluation.
 
@@ -199,9 +212,9 @@ class Detect(Task):
         height, width = self.preprocess.size
         if self.preprocess.resize == "pad":
             height, width = self.preprocess.scaled(*size)
-        found = detections(
+        found = self.scheme.detections(
             network(self.preprocess.fit(images)),
-            self._points(),
+            self._places(),
             (height, width),
             overlap=self.settings.overlap,
             most=MOST,
@@ -299,21 +312,6 @@ def _network(recipe: Recipe, preprocess: ImagePreprocess, classes: int) -> Backb
     return create_model(
         recipe.model.name, num_classes=classes, in_channels=preprocess.channels, **recipe.model.arguments
     )
-
-
-def _levels(model: Backbone) -> tuple[int, ...]:
-    """Return the strides of a detector's pyramid.
-
-    Raises:
-        ConfigError: the network is no detector.
-    """
-    levels = getattr(model, "levels", None)
-    if levels is None:
-        raise ConfigError(
-            f"model.name: {model.architecture['name']} finds no boxes; `reskit models --task detect` lists"
-            " networks that do, and any other is their `backbone` argument"
-        )
-    return tuple(levels)
 
 
 def _padded(boxes: Tensor, most: int) -> Tensor:

@@ -29,6 +29,9 @@ class DetectSettings(TaskSettings):
         None, description="scale jitter: a range of factors around the size that just fits"
     )
     views: int = Field(1, ge=1, description="times each image is seen in an epoch")
+    scheme: str = Field(
+        "fcos", description="what the network's outputs mean; in training the network says it"
+    )
     levels: tuple[int, ...] = Field(
         (8, 16, 32, 64, 128), description="strides of the pyramid; in training the network says them"
     )

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from reskit.config import OptimizerConfig, ScheduleConfig
+from reskit.training.muon import Muon
 
 __all__ = ["build_optimizer", "learning_rate_factor", "set_learning_rate"]
 
@@ -51,6 +52,8 @@ def build_optimizer(
             return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, fused=fused)
         case "adamw":
             return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
+        case "muon":
+            return Muon(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
 
 
 def learning_rate_factor(config: ScheduleConfig, step: int, *, steps_per_epoch: int, epochs: int) -> float:

@@ -30,6 +30,7 @@ _SHARED_NAMES = frozenset(
         "resnext50_32x4d",
         "mobilenet_v2",
         "fcos_resnet50_fpn",
+        "fasterrcnn_resnet50_fpn",
     }
 )
 

@@ -48,7 +48,7 @@ class Silent(Reporter):
         """Say nothing."""
 
 
-@pytest.fixture(scope="module", params=TASKS.names())
+@pytest.fixture(scope="module", params=sorted(CASES))
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     case, folder = CASES[request.param], tmp_path_factory.mktemp(request.param)
     data = folder / "data"

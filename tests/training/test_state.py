@@ -40,7 +40,7 @@ def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optim
     return save_checkpoint(folder, progress=Progress(step=step), tensors=tensors, run={"a": 1})
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "muon"])
 def test_a_restored_state_continues_like_the_original(tmp_path: Path, name: str) -> None:
     model, optimizer = stepped(name)
     save(tmp_path, 2, model, optimizer)

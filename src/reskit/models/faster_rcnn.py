@@ -235,7 +235,10 @@ class FasterRcnn(Detector):
         )
 
 
-_SOURCE = "Ren et al., Faster R-CNN, 2015, arXiv:1506.01497, on the pyramid of Lin et al. 2017"
+_SOURCE = (
+    "Ren et al., Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks, 2015,"
+    " arXiv:1506.01497"
+)
 
 register_family(
     FasterRcnn,

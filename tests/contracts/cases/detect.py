@@ -51,3 +51,19 @@ CASE = TaskCase(
     columns=("boxes",),
     saved=("drawn",),
 )
+
+IN_TWO_STAGES = CASE._replace(
+    recipe={
+        **CASE.recipe,
+        "model": {
+            "name": "fasterrcnn_resnet18_fpn",
+            "arguments": {
+                "backbone_arguments": {"depths": [1, 1, 1], "width": 8},
+                "width": 16,
+                "hidden": 32,
+                "candidates": 50,
+                "proposals": 30,
+            },
+        },
+    }
+)

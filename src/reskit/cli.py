@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
+import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -78,6 +81,7 @@ def train(
         return
     _print_metrics(f"{result.split} split", result.metrics)
     _print_paths({"bundle": result.bundle, **result.files})
+    typer.echo(f"to serve it: {_serving(result.bundle)}")
 
 
 @app.command()
@@ -639,6 +643,17 @@ def _print_paths(paths: dict[str, Path]) -> None:
     width = max((len(name) for name in paths), default=0)
     for name, path in paths.items():
         typer.echo(f"{name:<{width}}  {path}")
+
+
+def _serving(bundle: Path) -> str:
+    """Return the command that serves a bundle, after that which installs what serving needs, if it must be."""
+    called = Path(sys.argv[0])
+    found = shutil.which("reskit")
+    here = called.name != "reskit" or (found is not None and called.exists() and called.samefile(found))
+    reskit, pip = ("reskit", "pip") if here else (str(called), str(called.with_name("pip")))
+    command = f"{reskit} serve {shlex.quote(str(bundle))}"
+    missing = any(find_spec(name) is None for name in ("fastapi", "grpc", "uvicorn", "uvloop"))
+    return f"{pip} install 'reskit[serve]' && {command}" if missing else command
 
 
 def _plain(value: Any) -> str:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
+import signal
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +16,7 @@ import pytest
 from served import Running
 
 import reskit.serving
+from reskit.cli import _serving
 from reskit.errors import MissingExtraError
 
 
@@ -86,3 +92,35 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delitem(sys.modules, "tritonclient.grpc", raising=False)
     with pytest.raises(MissingExtraError, match=r"tritonclient is not installed: .*reskit\[serve\]"):
         importlib.import_module("reskit.serving")
+
+
+def test_the_last_line_of_training_serves_what_was_trained(
+    cli: Callable[..., Any], digits_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reskit.training.train", lambda recipe, **values: digits_run)
+    says, _, command = cli("train", "digits-resnet8").out.splitlines()[-1].partition(": ")
+    words = shlex.split(command)
+    assert (says, words[1:]) == ("to serve it", ["serve", str(digits_run.bundle)])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "reskit", *words[1:], "--port", "0", "--grpc-port", "0", "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        told = iter(process.stdout.readline, "}\n")
+        url = json.loads("".join(told) + "}")["urls"]["rest"]
+        with urllib.request.urlopen(f"{url}/v2/health/ready") as reply:
+            assert reply.status == 200
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+def test_without_the_extra_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reskit.cli.find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "reskit"), "train"])
+    assert _serving(Path("my runs/bundle")) == (
+        f"{tmp_path}/pip install 'reskit[serve]' && {tmp_path}/reskit serve 'my runs/bundle'"
+    )

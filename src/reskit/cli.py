@@ -311,6 +311,12 @@ def serve(
     max_body: Annotated[float, typer.Option(help="Largest body in MiB, decompressed.")] = 64.0,
     max_pixels: Annotated[int, typer.Option(help="Largest image.")] = 50_000_000,
     max_connections: Annotated[int, typer.Option(help="Most connections at once.")] = 2048,
+    drift_window: Annotated[
+        int, typer.Option(help="Images of which drift is told together: 50, 100, 200, 500 or 1000.")
+    ] = 200,
+    drift_rate: Annotated[
+        float, typer.Option(help="Most images a second that are looked at for drift; 0 turns it off.")
+    ] = 5.0,
     token_file: Annotated[
         Path | None, typer.Option(help="Hashes of the tokens that may ask; anyone may without it.")
     ] = None,
@@ -352,6 +358,8 @@ def serve(
         max_body_mib=max_body,
         max_pixels=max_pixels,
         max_connections=max_connections,
+        drift_window=drift_window,
+        drift_rate=drift_rate,
         token_file=token_file,
         tls_cert=tls_cert,
         tls_key=tls_key,

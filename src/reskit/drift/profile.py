@@ -110,6 +110,8 @@ class DriftProfile:
         try:
             found = {name: tensor.numpy() for name, tensor in tensors.items()}
             windows, thresholds = found["windows"].tolist(), found["thresholds"].tolist()
+            if tuple(windows) != WINDOWS:
+                raise ValueError(f"it has the windows {windows}")
             profile = cls(
                 centre=found["centre"],
                 whitening=found["whitening"],

@@ -368,6 +368,40 @@ def serve(
 
 
 @app.command()
+def profile(
+    bundle: BundlePath,
+    data: Data = None,
+    false_alarms: Annotated[
+        float, typer.Option(help="Share of windows of unchanged traffic that may raise an alarm.")
+    ] = 0.01,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write into a bundle what its data are like, so that a service can tell when they change."""
+    from reskit.drift.making import add_profile
+
+    profile = add_profile(bundle, data, false_alarms=false_alarms)
+    if json:
+        _print_json({"bundle": str(bundle), **profile.as_dict()})
+        return
+    _print_rows(profile.as_dict()["thresholds"])
+    _print_paths({"bundle": bundle})
+
+
+@app.command()
+def monitoring(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write alert rules, settings of Prometheus and Alertmanager, and a Grafana dashboard."""
+    from reskit.monitoring import write_monitoring
+
+    paths = write_monitoring(out)
+    _print_json({name: str(path) for name, path in paths.items()}) if json else _print_paths(paths)
+
+
+@app.command()
 def bench(
     target: Annotated[str, typer.Argument(help="A bundle's folder, or the name of a network.")],
     batches: Annotated[

@@ -35,8 +35,8 @@ ROUNDS = 1000
 
 def add_profile(
     bundle: Bundle | str | Path, data: str | Path | Source | None = None, *, false_alarms: float = 0.01
-) -> Bundle:
-    """Write a profile into a bundle, so that a service can watch for drift, and return the bundle with it.
+) -> DriftProfile:
+    """Write a profile into a bundle, so that a service can watch for drift, and return it.
 
     Args:
         bundle: a loaded bundle or its folder; what `reskit optimize` found for it is to be measured again.
@@ -59,7 +59,8 @@ def add_profile(
     profile = make_profile(
         features, held, classes, num_classes=len(bundle.task.labels), false_alarms=false_alarms
     )
-    return profile.write(bundle)
+    profile.write(bundle)
+    return profile
 
 
 def make_profile(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -79,6 +79,14 @@ class DriftProfile:
         """Return for each score of a window of so many examples whether it is over its threshold."""
         threshold = self.thresholds[window]
         return scores.input > threshold.input, scores.classes > threshold.classes
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what people want to know of it, as JSON values."""
+        return {
+            "examples": {"training": self.examples[0], "held_out": self.examples[1]},
+            "false_alarms": self.false_alarms,
+            "thresholds": [{"window": size, **scores._asdict()} for size, scores in self.thresholds.items()],
+        }
 
     def write(self, bundle: Bundle) -> Bundle:
         """Put the profile into a bundle, in the place of an older one, and return the bundle with it.

@@ -1,10 +1,10 @@
 """Does the alarm of drift go off when images get worse, and stay silent when they do not?
 
 A profile is made of 2,000 training images and of 4,000 of one half of the test split. Traffic comes from the
-other half: clean, and with noise, blur and less contrast at five levels, in the manner of Hendrycks and Dietterich,
-Benchmarking Neural Network Robustness to Common Corruptions and Perturbations, 2019 (the parameters are those
-of their sets for small images). A window counts as alarmed when its inputs or its predicted classes are over
-the profile's thresholds.
+other half: clean, and with noise, blur and less contrast at five levels, in the manner of Hendrycks and
+Dietterich, Benchmarking Neural Network Robustness to Common Corruptions and Perturbations, 2019 (the
+parameters are those of their sets for small images). A window counts as alarmed when its inputs or its
+predicted classes are over the profile's thresholds.
 
     python benchmarks/drift.py --bundle runs/cifar10-resnet20/bundle --data PATH/cifar10-jpeg
 """

@@ -56,8 +56,14 @@ class BundleConfig(BaseModel):
     files: dict[str, str]
 
     def checksum(self) -> str:
-        """Return the SHA-256 over the canonical JSON of every field."""
-        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
+        """Return the SHA-256 over the canonical JSON of every field.
+
+        Files that a bundle may have besides are left out: with one more it is no other bundle, and what was
+        measured of it holds.
+        """
+        own = {name: digest for name, digest in self.files.items() if name not in _ADDED}
+        values = {**self.model_dump(), "files": own}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 class Bundle:

@@ -39,7 +39,7 @@ def add_profile(
     """Write a profile into a bundle, so that a service can watch for drift, and return it.
 
     Args:
-        bundle: a loaded bundle or its folder; what `reskit optimize` found for it is to be measured again.
+        bundle: a loaded bundle or its folder.
         data: where the examples are; the bundle's own training data when absent.
         false_alarms: share of windows of unchanged traffic that may raise an alarm.
 

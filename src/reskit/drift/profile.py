@@ -166,14 +166,11 @@ def window_score(mean: np.ndarray, count: int) -> np.ndarray:
 def population_stability(counts: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """Return the population stability index of counts `(..., K)`: 0 where shares are as expected.
 
-    Half an example is added to each class, so that one that was never seen gives no infinity.
+    Half an example is added to each class of the window, and of as many as were expected, so that one that was
+    never seen gives no infinity.
     """
-    share, usual = _shares(counts), _shares(expected)
-    index: np.ndarray = ((share - usual) * np.log(share / usual)).sum(-1)
+    size = counts.sum(-1, keepdims=True)
+    usual = size * expected / expected.sum(-1, keepdims=True)
+    ratio = (counts + 0.5) / (usual + 0.5)
+    index: np.ndarray = ((counts - usual) * np.log(ratio)).sum(-1) / (size[..., 0] + counts.shape[-1] / 2)
     return index
-
-
-def _shares(counts: np.ndarray) -> np.ndarray:
-    smooth = counts + 0.5
-    shares: np.ndarray = smooth / smooth.sum(-1, keepdims=True)
-    return shares

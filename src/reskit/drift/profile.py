@@ -166,8 +166,8 @@ def window_score(mean: np.ndarray, count: int) -> np.ndarray:
 def population_stability(counts: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """Return the population stability index of counts `(..., K)`: 0 where shares are as expected.
 
-    Half an example is added to each class of the window, and of as many as were expected, so that one that was
-    never seen gives no infinity.
+    Half an example is added to each class, in the window and in as many examples as were expected, so that a
+    class that was never seen gives no infinity.
     """
     size = counts.sum(-1, keepdims=True)
     usual = size * expected / expected.sum(-1, keepdims=True)

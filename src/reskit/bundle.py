@@ -2,8 +2,8 @@
 
 A folder of four files: `model.safetensors` (weights), `samples.safetensors` (a few raw inputs with the
 outputs they gave, and more of them to calibrate quantisation with), `config.json` (architecture, task,
-labels, preprocessing, metrics, provenance, hashes) and `README.md` (a model card). Nothing in it is
-executable and nothing is unpickled.
+labels, preprocessing, metrics, provenance, hashes) and `README.md` (a model card). `drift.safetensors`, what
+the data were like, may come to them. Nothing in it is executable and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import reskit
 from reskit.environment import git_commit, machine, versions
 from reskit.errors import BundleError
-from reskit.files import atomic_folder, sha256, to_json
+from reskit.files import atomic_file, atomic_folder, sha256, to_json, write_text
 from reskit.models import Backbone, create_model
 from reskit.tasks import TASKS, Task
 
@@ -36,6 +36,8 @@ __all__ = ["FORMAT_VERSION", "Bundle", "BundleConfig", "load"]
 
 FORMAT_VERSION = 1
 _WEIGHTS, _SAMPLES, _CONFIG, _CARD = "model.safetensors", "samples.safetensors", "config.json", "README.md"
+_ADDED = ("drift.safetensors",)
+"""Files that a bundle may have besides."""
 _GOLDEN_TOLERANCE = 1e-3
 
 
@@ -54,8 +56,14 @@ class BundleConfig(BaseModel):
     files: dict[str, str]
 
     def checksum(self) -> str:
-        """Return the SHA-256 over the canonical JSON of every field."""
-        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
+        """Return the SHA-256 over the canonical JSON of every field.
+
+        Files that a bundle may have besides are left out: with one more it is no other bundle, and what was
+        measured of it holds.
+        """
+        own = {name: digest for name, digest in self.files.items() if name not in _ADDED}
+        values = {**self.model_dump(), "files": own}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 class Bundle:
@@ -83,7 +91,7 @@ class Bundle:
         """
         folder = Path(path)
         config = _read_config(folder)
-        for name in (_WEIGHTS, _SAMPLES):
+        for name in (_WEIGHTS, _SAMPLES, *(name for name in _ADDED if name in config.files)):
             file = folder / name
             if not file.is_file():
                 raise BundleError(f"bundle {folder}: {name} is missing; restore it or train again")
@@ -158,6 +166,33 @@ class Bundle:
     def samples(self) -> dict[str, Tensor]:
         """Raw inputs `samples` and, for the first of them, the outputs they gave when written."""
         return load_file(self.path / _SAMPLES)
+
+    def added(self, name: str) -> dict[str, Tensor] | None:
+        """Return what `add` wrote under a name; None where nothing was added."""
+        return load_file(self.path / name) if name in self.config.files else None
+
+    def add(self, name: str, tensors: Mapping[str, Tensor]) -> Self:
+        """Write a file that a bundle may have besides, or write it again; return the bundle with it.
+
+        A crash leaves the bundle as it was, or without the file.
+
+        Raises:
+            OutputError: the file system refuses.
+        """
+        assert name in _ADDED
+        file, files = self.path / name, {k: v for k, v in self.config.files.items() if k != name}
+        if name in self.config.files:
+            self._rewrite(files)
+        with atomic_file(file) as staging:
+            save_file(dict(tensors), staging)
+        config = self._rewrite({**files, name: sha256(file)})
+        return type(self)(path=self.path, config=config, task=self.task, model=self.model)
+
+    def _rewrite(self, files: Mapping[str, str]) -> BundleConfig:
+        """Write `config.json` with other hashes of files, and return it as it is read."""
+        config = self.config.model_copy(update={"files": dict(files)})
+        write_text(self.path / _CONFIG, _with_checksum(config))
+        return _read_config(self.path)
 
     def verify(self) -> float:
         """Run the golden samples again and return the largest difference from the stored outputs.

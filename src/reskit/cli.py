@@ -315,6 +315,12 @@ def serve(
     max_body: Annotated[float, typer.Option(help="Largest body in MiB, decompressed.")] = 64.0,
     max_pixels: Annotated[int, typer.Option(help="Largest image.")] = 50_000_000,
     max_connections: Annotated[int, typer.Option(help="Most connections at once.")] = 2048,
+    drift_window: Annotated[
+        int, typer.Option(help="Images of which drift is told together: 50, 100, 200, 500 or 1000.")
+    ] = 200,
+    drift_rate: Annotated[
+        float, typer.Option(help="Most images a second that are looked at for drift; 0 turns it off.")
+    ] = 5.0,
     token_file: Annotated[
         Path | None, typer.Option(help="Hashes of the tokens that may ask; anyone may without it.")
     ] = None,
@@ -356,11 +362,47 @@ def serve(
         max_body_mib=max_body,
         max_pixels=max_pixels,
         max_connections=max_connections,
+        drift_window=drift_window,
+        drift_rate=drift_rate,
         token_file=token_file,
         tls_cert=tls_cert,
         tls_key=tls_key,
         tls_client_ca=tls_client_ca,
     )
+
+
+@app.command()
+def profile(
+    bundle: BundlePath,
+    data: Data = None,
+    false_alarms: Annotated[
+        float, typer.Option(help="Share of windows of unchanged traffic that may raise an alarm.")
+    ] = 0.01,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write into a bundle what its data are like, so that a service can tell when they change."""
+    from reskit.drift.making import add_profile
+
+    profile = add_profile(bundle, data, false_alarms=false_alarms)
+    if json:
+        _print_json({"bundle": str(bundle), **profile.as_dict()})
+        return
+    _print_rows(profile.as_dict()["thresholds"])
+    _print_paths({"bundle": bundle})
+
+
+@app.command()
+def monitoring(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write alert rules, settings of Prometheus and Alertmanager, and a Grafana dashboard."""
+    from reskit.monitoring import write_monitoring
+
+    paths = write_monitoring(out)
+    _print_json({name: str(path) for name, path in paths.items()}) if json else _print_paths(paths)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from reskit.serving.batching import Answered
+from reskit.serving.drift import DriftGauges, DriftState
 
 __all__ = ["Metrics", "ModelMetrics", "State"]
 
@@ -29,6 +30,7 @@ class State(NamedTuple):
     engine: str
     depth: int
     ready: bool
+    drift: DriftState | None
 
 
 @dataclass(slots=True)
@@ -73,6 +75,7 @@ class Metrics:
         started.set_to_current_time()
         ProcessCollector(registry=registry)
         registry.register(_Gauges(states))
+        registry.register(DriftGauges(states))
 
     def text(self) -> bytes:
         """Return all in the text format of Prometheus."""

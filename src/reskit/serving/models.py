@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from reskit.backends.servable import INPUT, OUTPUT
 from reskit.errors import ConfigError, ReskitError, did_you_mean
 from reskit.serving.batching import Answered, Batcher
+from reskit.serving.drift import DriftWatch
 from reskit.serving.faults import BadRequestError, NotReadyError, UnknownModelError
 from reskit.serving.folders import find_models
 from reskit.serving.metrics import Metrics, ModelMetrics, State
@@ -50,6 +52,17 @@ class Model:
             workers=predictor.workers,
             hung_after=settings.timeout_s,
         )
+        self.drift = (
+            DriftWatch(
+                predictor.bundle,
+                predictor.profile,
+                name=name,
+                window=settings.drift_window,
+                rate=settings.drift_rate,
+            )
+            if predictor.profile is not None and settings.drift_rate
+            else None
+        )
         self._grace = settings.grace_s
         self._users = 0
 
@@ -67,12 +80,15 @@ class Model:
             engine=self.predictor.engine,
             depth=self.batcher.depth,
             ready=self.ready,
+            drift=None if self.drift is None else self.drift.state,
         )
 
     async def infer(self, inputs: Mapping[str, np.ndarray], rows: int, deadline: float) -> Answered:
         """Return the outputs of arrays that fit the signature; see `Batcher.submit`."""
         answer = await self.batcher.submit(inputs, rows, deadline)
         self.metrics.answered(answer)
+        if self.drift is not None:
+            self.drift.offer(inputs[INPUT], answer.outputs[OUTPUT])
         return answer
 
     @asynccontextmanager
@@ -89,6 +105,8 @@ class Model:
         end = time.monotonic() + self._grace
         while self._users and time.monotonic() < end:
             await asyncio.sleep(0.005)
+        if self.drift is not None:
+            self.drift.close()
         if await self.batcher.close(max(0.0, end - time.monotonic())):
             self.predictor.close()
 

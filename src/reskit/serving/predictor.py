@@ -19,6 +19,7 @@ from reskit.backends.plan import plan_time
 from reskit.backends.servable import INPUT, OUTPUT, describe
 from reskit.bundle import Bundle
 from reskit.data.images import HEADER_ERRORS
+from reskit.drift import DriftProfile
 from reskit.environment import usable_cores
 from reskit.errors import DataError
 from reskit.serving.faults import BadRequestError, EngineError, TooLargeError
@@ -55,12 +56,22 @@ class Predictor:
         threads: processors that one run uses.
         max_batch: most examples at once.
         workers: runs at the same time.
+        profile: what the bundle's data were like; None where that is not known.
     """
 
     def __init__(
-        self, *, bundle: Bundle, runner: Runner, engine: str, threads: int, max_batch: int, workers: int
+        self,
+        *,
+        bundle: Bundle,
+        runner: Runner,
+        engine: str,
+        threads: int,
+        max_batch: int,
+        workers: int,
+        profile: DriftProfile | None = None,
     ) -> None:
         self.bundle = bundle
+        self.profile = profile
         self.runner = runner
         self.engine = engine
         self.threads = threads
@@ -76,6 +87,7 @@ class Predictor:
             BackendError: there is no plan for this machine though one was asked for, or it is damaged.
         """
         bundle = Bundle.load(path)
+        profile = DriftProfile.of(bundle)
         if settings.engine == "eager" or (settings.engine == "auto" and plan_time(path) is None):
             runner: Runner = _Eager(bundle)
             name, threads, workers, best = "torch-fp32", usable_cores(), 1, MAX_BATCH
@@ -92,6 +104,7 @@ class Predictor:
             threads=threads,
             max_batch=settings.max_batch or best,
             workers=settings.workers or workers,
+            profile=profile,
         )
         for batch in sorted({1, predictor.max_batch}):
             runner.warm_up(batch)

@@ -109,6 +109,7 @@ class Server:
                     "threads": model.predictor.threads,
                     "workers": model.predictor.workers,
                     "max_batch": model.predictor.max_batch,
+                    "drift_watched": model.drift is not None,
                 }
                 for model in self.service.models.models
             ],
@@ -121,7 +122,9 @@ class Server:
             f"serving: {where}; SIGTERM or Ctrl-C stops when all is answered",
             *(
                 "{name} version {version}: {architecture} by {engine}, threads {threads}, workers {workers}, "
-                "batches of up to {max_batch}".format(**model)
+                "batches of up to {max_batch}, drift {watched}".format(
+                    **model, watched="watched" if model["drift_watched"] else "not watched"
+                )
                 for model in self.as_dict()["models"]
             ),
             *([_OPEN_TO_ALL] if self._is_open else []),

@@ -33,6 +33,8 @@ class Settings(BaseModel):
         max_body_mib: largest body, also once decompressed.
         max_pixels: largest image.
         max_connections: most connections, and most calls of gRPC, at once.
+        drift_window: images of which drift is told together.
+        drift_rate: most images a second that are looked at for it; 0 turns it off.
         token_file: hashes of the tokens that may ask; everybody may when absent.
         tls_cert: certificate chain, PEM.
         tls_key: its private key, PEM.
@@ -56,6 +58,8 @@ class Settings(BaseModel):
     max_body_mib: float = Field(64.0, gt=0)
     max_pixels: int = Field(50_000_000, ge=1)
     max_connections: int = Field(2048, ge=1)
+    drift_window: Literal[50, 100, 200, 500, 1000] = 200
+    drift_rate: float = Field(5.0, ge=0)
     token_file: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None

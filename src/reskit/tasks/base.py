@@ -114,6 +114,8 @@ class Task(ABC):
     """What an engine may lose of the main metric, unless a user says otherwise."""
     pixels: ClassVar[Literal["uint8", "float32"]] = "uint8"
     """What raw pixels, from 0 to 255, come as."""
+    one_class: ClassVar[bool] = False
+    """Whether an answer is one class, that of the largest output."""
     statistics: ClassVar[Literal["none"] | None] = None
     """How pixels are always scaled, whatever a recipe says of ``preprocess.statistics``."""
     pipeline_tag: ClassVar[str]

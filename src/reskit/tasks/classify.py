@@ -54,6 +54,7 @@ class Classify(Task):
         "f1": "harmonic mean of precision and recall; mean over classes",
         "ece": "expected calibration error: mean gap between confidence and accuracy; lower is better",
     }
+    one_class = True
     pipeline_tag = "image-classification"
     blank: ClassVar[Mapping[str, Any]] = {"label": None, "confidence": None, "top": []}
 

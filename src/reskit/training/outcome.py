@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from reskit.bundle import Bundle
 from reskit.config import Recipe
 from reskit.data import DataInfo
+from reskit.drift.making import LEAST, add_profile
 from reskit.environment import machine, versions
 from reskit.evaluation import assess, network_answers
 from reskit.files import to_json, write_text
@@ -117,6 +118,8 @@ def finish(
         },
         samples=_samples(feed),
     )
+    if task.one_class and len(feed.source[split]) >= LEAST:
+        add_profile(bundle, feed.source)
     curves = training_curves(
         progress.history,
         folder / "curves.png",

@@ -319,6 +319,10 @@ def serve(
     tls_client_ca: Annotated[
         Path | None, typer.Option(help="Ask clients for certificates that these signed, PEM.")
     ] = None,
+    platform: Annotated[
+        Literal["sagemaker", "vertex", "azureml"] | None,
+        typer.Option(help="Answer at its routes too; told from its environment variables when absent."),
+    ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -356,6 +360,7 @@ def serve(
         tls_cert=tls_cert,
         tls_key=tls_key,
         tls_client_ca=tls_client_ca,
+        platform=platform,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,6 +19,8 @@ import reskit
 from reskit.serving import describing
 from reskit.serving.bodies import Bodies, compress, uploads_of
 from reskit.serving.faults import BadRequestError, BusyError, ServingError
+from reskit.serving.platforms.instances import LENGTH, document_of
+from reskit.serving.platforms.routes import add_platform, open_routes
 from reskit.serving.protocol import InferBody, infer_request, infer_response
 from reskit.serving.service import Service
 
@@ -28,7 +30,6 @@ _LOG = logging.getLogger("reskit.serving")
 _OPEN = frozenset({"/v2/health/live", "/v2/health/ready"})
 """Asked without a token: by what keeps the process running."""
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_HEADER_LENGTH = "inference-header-content-length"
 
 
 def make_app(service: Service) -> FastAPI:
@@ -41,6 +42,7 @@ def make_app(service: Service) -> FastAPI:
     )
     app.add_middleware(_Door, service=service)
     _handle_errors(app, service)
+    add_platform(app, service)  # first: its routes may be any, as the environment says
     _add_health(app, service)
     _add_models(app, service)
     _add_repository(app, service)
@@ -58,6 +60,7 @@ class _Door:
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service
+        self._open = _OPEN | open_routes(service.settings.platform)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -73,7 +76,7 @@ class _Door:
                 message["headers"] = [*message["headers"], (b"x-request-id", name.encode())]
             await send(message)
 
-        if scope["path"] not in _OPEN:
+        if scope["path"] not in self._open:
             try:
                 self._service.tokens.check(headers.get(b"authorization", b"").decode("latin-1"))
             except ServingError as error:
@@ -188,13 +191,7 @@ def _add_repository(app: FastAPI, service: Service) -> None:
 
     async def document(request: Request) -> dict[str, Any]:
         async with bodies.read(request) as body:
-            try:
-                values = from_json(body) if body else {}
-            except ValueError as error:
-                raise BadRequestError(f"the request is malformed: {error}") from None
-        if not isinstance(values, dict):
-            raise BadRequestError("the request must be a JSON object")
-        return values
+            return document_of(body) if body else {}
 
     @app.post("/v2/repository/index", tags=["repository"])
     async def index(request: Request) -> list[dict[str, str]]:
@@ -223,11 +220,11 @@ def _add_inference(app: FastAPI, service: Service, bodies: Bodies) -> None:
     async def infer(request: Request, name: str, version: str = "") -> Response:
         """Ask a model: tensors in JSON, or behind it in bytes (the binary tensor data extension)."""
         async with bodies.read(request) as body:
-            asked = infer_request(body, request.headers.get(_HEADER_LENGTH))
+            asked = infer_request(body, request.headers.get(LENGTH))
             answered, length = infer_response(await service.infer(name, version, asked, "rest"))
         headers = {}
         if length is not None:
-            headers[_HEADER_LENGTH] = str(length)
+            headers[LENGTH] = str(length)
         answered, encoding = compress(answered, request.headers.get("accept-encoding", ""))
         if encoding is not None:
             headers["content-encoding"] = encoding

@@ -69,7 +69,7 @@ class InputBody(_Document):
 
     name: str
     shape: Shape
-    datatype: str
+    datatype: Annotated[str, Field(json_schema_extra={"enum": list(DATATYPES)})]
     parameters: dict[str, Any] = {}
     data: list[Any] | None = None
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,6 +19,7 @@ import reskit
 from reskit.serving import describing
 from reskit.serving.bodies import Bodies, compress, uploads_of
 from reskit.serving.faults import BadRequestError, BusyError, ServingError
+from reskit.serving.openapi import answers, describe_errors, health
 from reskit.serving.platforms.instances import LENGTH, document_of
 from reskit.serving.platforms.routes import add_platform, open_routes
 from reskit.serving.protocol import InferBody, infer_request, infer_response
@@ -47,6 +48,7 @@ def make_app(service: Service) -> FastAPI:
     _add_models(app, service)
     _add_repository(app, service)
     _add_inference(app, service, Bodies(service.settings))
+    describe_errors(app)
     return app
 
 
@@ -123,19 +125,19 @@ def _refusal(service: Service, error: ServingError) -> Response:
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
-    @app.get("/v2/health/live", tags=["health"])
+    @app.get("/v2/health/live", tags=["health"], responses=health(live="boolean"))
     async def live() -> Response:
         """Whether the process is worth keeping."""
         alive = service.live()
         return JSONResponse({"live": alive}, 200 if alive else 503)
 
-    @app.get("/v2/health/ready", tags=["health"])
+    @app.get("/v2/health/ready", tags=["health"], responses=health(ready="boolean"))
     async def ready() -> Response:
         """Whether every model answers and the service is not about to stop."""
         good = service.ready()
         return JSONResponse({"ready": good}, 200 if good else 503)
 
-    @app.get("/metrics", tags=["health"])
+    @app.get("/metrics", tags=["health"], response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Metrics in the text format of Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -157,7 +159,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
         """Inputs and outputs of a model."""
         return service.metadata(name, version)
 
-    @_versioned(app, "/ready", tags=["models"])
+    @_versioned(app, "/ready", tags=["models"], responses=health(name="string", ready="boolean"))
     async def ready(name: str, version: str = "") -> Response:
         """Whether a model answers."""
         good = service.models.get(name, version).ready
@@ -198,7 +200,7 @@ def _add_repository(app: FastAPI, service: Service) -> None:
         """The models in the folders named at the start, and whether they are loaded."""
         return service.index((await document(request)).get("ready") is True)
 
-    @app.post("/v2/repository/models/{name}/load", tags=["repository"])
+    @app.post("/v2/repository/models/{name}/load", tags=["repository"], response_class=Response)
     async def load(name: str, request: Request) -> Response:
         """Load a model, or load it again, from the folders named at the start."""
         parameters = (await document(request)).get("parameters") or {}
@@ -207,7 +209,7 @@ def _add_repository(app: FastAPI, service: Service) -> None:
         await service.load(name, parameters)
         return Response()
 
-    @app.post("/v2/repository/models/{name}/unload", tags=["repository"])
+    @app.post("/v2/repository/models/{name}/unload", tags=["repository"], response_class=Response)
     async def unload(name: str, request: Request) -> Response:
         """Unload a model; what it was asked before is answered."""
         await document(request)
@@ -216,7 +218,14 @@ def _add_repository(app: FastAPI, service: Service) -> None:
 
 
 def _add_inference(app: FastAPI, service: Service, bodies: Bodies) -> None:
-    @_versioned(app, "/infer", tags=["inference"], methods=["POST"], openapi_extra=_body_of(InferBody))
+    @_versioned(
+        app,
+        "/infer",
+        tags=["inference"],
+        methods=["POST"],
+        openapi_extra=_body_of(InferBody),
+        responses=answers({"model_name": "string", "outputs": "array"}, "application/octet-stream"),
+    )
     async def infer(request: Request, name: str, version: str = "") -> Response:
         """Ask a model: tensors in JSON, or behind it in bytes (the binary tensor data extension)."""
         async with bodies.read(request) as body:
@@ -231,7 +240,12 @@ def _add_inference(app: FastAPI, service: Service, bodies: Bodies) -> None:
         kind = "application/json" if length is None else "application/octet-stream"
         return Response(answered, media_type=kind, headers=headers)
 
-    @app.post("/v1/predict", tags=["inference"], openapi_extra=_UPLOAD)
+    @app.post(
+        "/v1/predict",
+        tags=["inference"],
+        openapi_extra=_UPLOAD,
+        responses=answers({"model": "string", "version": "string", "predictions": "array"}),
+    )
     async def predict(
         request: Request, model: str = "", version: str = "", pictures: bool = False
     ) -> Response:

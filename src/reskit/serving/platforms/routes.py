@@ -13,6 +13,7 @@ from pydantic_core import to_json
 
 from reskit.serving.bodies import Bodies
 from reskit.serving.faults import BadRequestError, TooLargeError
+from reskit.serving.openapi import answers, health
 from reskit.serving.platforms.environment import Platform
 from reskit.serving.platforms.faults import AlreadyLoadedError, NotLoadedError
 from reskit.serving.platforms.instances import answer, answer_instances, document_of
@@ -64,6 +65,10 @@ _ANY = {
 }
 
 
+_PREDICTIONS = answers({"predictions": "array"})
+_ANSWERS = answers({}, "application/octet-stream")
+
+
 def open_routes(platform: Platform | None) -> frozenset[str]:
     """Return the paths that a platform asks without a token, to see whether the container is well."""
     if platform is None:
@@ -85,20 +90,20 @@ def add_platform(app: FastAPI, service: Service) -> None:
     )
 
 
-def _health(service: Service) -> Callable[..., Any]:
-    async def health() -> Response:
+def _ready(service: Service) -> Callable[..., Any]:
+    async def ready() -> Response:
         """Whether every model answers and the service is not about to stop."""
         good = service.ready()
         return JSONResponse({"ready": good}, 200 if good else 503)
 
-    return health
+    return ready
 
 
 def _add_sagemaker(app: FastAPI, service: Service, platform: Platform) -> None:
     bodies = Bodies(service.settings)
-    app.get("/ping", tags=["sagemaker"])(_health(service))
+    app.get("/ping", tags=["sagemaker"], responses=health(ready="boolean"))(_ready(service))
 
-    @app.post("/invocations", tags=["sagemaker"], openapi_extra=_ANY)
+    @app.post("/invocations", tags=["sagemaker"], openapi_extra=_ANY, responses=_ANSWERS)
     async def invocations(request: Request) -> Response:
         """Ask the model: an image, or JSON with instances or the protocol's tensors."""
         async with bodies.read(request) as body:
@@ -126,7 +131,7 @@ def _add_models(app: FastAPI, service: Service, bodies: Bodies) -> None:
         """One model, if it is loaded."""
         return described(name)
 
-    @app.post("/models", tags=["sagemaker"], openapi_extra={"requestBody": _LOAD})
+    @app.post("/models", tags=["sagemaker"], openapi_extra={"requestBody": _LOAD}, responses=_CONFLICT)
     async def load(request: Request) -> dict[str, str]:
         """Load a model that lies in the folders named at the start, under the name that is given."""
         async with bodies.read(request) as body:
@@ -136,14 +141,14 @@ def _add_models(app: FastAPI, service: Service, bodies: Bodies) -> None:
         await service.adopt(name, _found(service.models.roots, url))
         return described(name)
 
-    @app.delete("/models/{name}", tags=["sagemaker"])
+    @app.delete("/models/{name}", tags=["sagemaker"], response_class=Response)
     async def unload(name: str) -> Response:
         """Unload a model; what it was asked before is answered."""
         described(name)
         await service.models.release(name)
         return Response()
 
-    @app.post("/models/{name}/invoke", tags=["sagemaker"], openapi_extra=_ANY)
+    @app.post("/models/{name}/invoke", tags=["sagemaker"], openapi_extra=_ANY, responses=_ANSWERS)
     async def invoke(name: str, request: Request) -> Response:
         """Ask one of the models, as `/invocations` does."""
         async with bodies.read(request) as body:
@@ -151,6 +156,7 @@ def _add_models(app: FastAPI, service: Service, bodies: Bodies) -> None:
             return await answer(service, name, body, request.headers)
 
 
+_CONFLICT: dict[int | str, dict[str, Any]] = {409: {"description": "it is loaded already"}}
 _LOAD = {
     "required": True,
     "content": {
@@ -194,9 +200,9 @@ def _add_vertex(app: FastAPI, service: Service, platform: Platform) -> None:
     settings = service.settings
     most = min(settings.max_body_mib, _VERTEX_BODY_MIB)
     bodies = Bodies(settings.model_copy(update={"max_body_mib": most}))
-    app.get(platform.health_route, tags=["vertex"])(_health(service))
+    app.get(platform.health_route, tags=["vertex"], responses=health(ready="boolean"))(_ready(service))
 
-    @app.post(platform.predict_route, tags=["vertex"], openapi_extra=_JSON)
+    @app.post(platform.predict_route, tags=["vertex"], openapi_extra=_JSON, responses=_PREDICTIONS)
     async def predictions(request: Request) -> Response:
         """Answer instances, images in base64 or pixels, with predictions."""
         async with bodies.read(request) as body:
@@ -215,7 +221,7 @@ def _add_vertex(app: FastAPI, service: Service, platform: Platform) -> None:
 def _add_azureml(app: FastAPI, service: Service, _: Platform) -> None:
     bodies = Bodies(service.settings)
 
-    @app.post("/score", tags=["azureml"], openapi_extra=_ANY)
+    @app.post("/score", tags=["azureml"], openapi_extra=_ANY, responses=_ANSWERS)
     async def score(request: Request) -> Response:
         """Ask the model: an image, or JSON with instances or the protocol's tensors."""
         async with bodies.read(request) as body:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from reskit import cli_deploy
 from reskit.errors import ConfigError, ReskitError
 
 _USERS_TO_MEND = {errno.EACCES, errno.EDQUOT, errno.ENAMETOOLONG, errno.ENOSPC, errno.EPERM, errno.EROFS}
@@ -27,6 +28,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(cli_deploy.app, name="deploy")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -329,6 +332,10 @@ def serve(
     tls_client_ca: Annotated[
         Path | None, typer.Option(help="Ask clients for certificates that these signed, PEM.")
     ] = None,
+    platform: Annotated[
+        Literal["sagemaker", "vertex", "azureml"] | None,
+        typer.Option(help="Answer at its routes too; told from its environment variables when absent."),
+    ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -368,6 +375,7 @@ def serve(
         tls_cert=tls_cert,
         tls_key=tls_key,
         tls_client_ca=tls_client_ca,
+        platform=platform,
     )
 
 

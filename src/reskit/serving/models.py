@@ -124,6 +124,10 @@ class Repository:
         self, places: Iterable[tuple[str | None, Path]], settings: Settings, metrics: Metrics
     ) -> None:
         self._places = list(places)
+        self.adopted: dict[str, Path] = {}
+        self.roots: list[Path] = []
+        if settings.platform is not None and settings.platform.multi_model:  # it says what to load, and when
+            self.roots, self._places = [place for _, place in self._places], []
         self._settings, self._metrics = settings, metrics
         self._loaded: dict[str, dict[str, Model]] = {}
         self._states: dict[tuple[str, str], tuple[str, str]] = {}
@@ -231,6 +235,34 @@ class Repository:
             raise UnknownModelError(f"unknown model {name!r}{did_you_mean(name, self._found)}")
         async with self._turns.setdefault(name, asyncio.Lock()):
             await self._retire(self._loaded.pop(name, {}).values(), keep={})
+
+    async def adopt(self, name: str, place: Path) -> None:
+        """Load a bundle under a name of its own, beside those of the folders named at the start.
+
+        Raises:
+            ReskitError: the name cannot be one or is taken, or the bundle cannot be loaded.
+        """
+        find_models([*self._places, (name, place)])
+        self._places.append((name, place))
+        self.adopted[name] = place
+        try:
+            await self.load(name)
+        except BaseException:
+            self.adopted.pop(name, None)
+            self._forget(name)
+            raise
+
+    async def release(self, name: str) -> None:
+        """Unload and forget a bundle that was adopted."""
+        del self.adopted[name]  # first: while it is being unloaded, nobody else unloads it
+        await self.unload(name)
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        self._places = [place for place in self._places if place[0] != name]
+        self._found.pop(name, None)
+        self._states = {key: state for key, state in self._states.items() if key[0] != name}
+        self._turns.pop(name, None)
 
     def _look(self) -> None:
         """Look into the folders again."""

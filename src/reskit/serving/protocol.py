@@ -22,8 +22,10 @@ __all__ = [
     "InferBody",
     "InferRequest",
     "InferResponse",
+    "InputBody",
     "Output",
     "Wanted",
+    "array_of",
     "bytes_tensor",
     "classified",
     "datatype",
@@ -67,7 +69,7 @@ class InputBody(_Document):
 
     name: str
     shape: Shape
-    datatype: str
+    datatype: Annotated[str, Field(json_schema_extra={"enum": list(DATATYPES)})]
     parameters: dict[str, Any] = {}
     data: list[Any] | None = None
 
@@ -160,7 +162,7 @@ def infer_request(body: bytes, header: str | None) -> InferRequest:
             raise BadRequestError("shared memory is not offered: send the bytes of the tensors")
         size = tensor.parameters.get("binary_data_size")
         if size is None:
-            inputs[tensor.name] = _from_json(tensor)
+            inputs[tensor.name] = array_of(tensor)
             continue
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(body) - start:
             raise BadRequestError(
@@ -214,6 +216,31 @@ def infer_response(response: InferResponse) -> tuple[bytes, int | None]:
     }
     text = to_json(document)
     return (b"".join([text, *raw]), len(text)) if raw else (text, None)
+
+
+def array_of(tensor: InputBody) -> np.ndarray:
+    """Return the array of a tensor's `data`, flat or nested; no number is rounded or cut off.
+
+    Raises:
+        BadRequestError: it has no data, or not that of its shape and datatype.
+    """
+    name, dtype = tensor.name, _dtype(tensor.name, tensor.datatype)
+    if tensor.data is None:
+        raise BadRequestError(f"input {name!r} has neither data nor binary_data_size")
+    try:
+        array = np.asarray(tensor.data)
+    except (ValueError, OverflowError, RecursionError):
+        raise BadRequestError(f"input {name!r}: its data is no regular array of numbers") from None
+    kinds = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}[dtype.kind]
+    if array.dtype.kind not in kinds and array.size:
+        raise BadRequestError(f"input {name!r}: its data is not all {tensor.datatype}")
+    if array.size != math.prod(tensor.shape) or (array.ndim > 1 and list(array.shape) != tensor.shape):
+        raise BadRequestError(f"input {name!r}: its data has shape {list(array.shape)}, not {tensor.shape}")
+    if dtype.kind in "ui" and array.size:
+        limits = np.iinfo(dtype)
+        if int(array.min()) < limits.min or int(array.max()) > limits.max:
+            raise BadRequestError(f"input {name!r}: its data goes beyond {tensor.datatype}")
+    return array.astype(dtype).reshape(tensor.shape)
 
 
 def from_raw(name: str, kind: str, shape: Sequence[int], data: memoryview | bytes) -> np.ndarray:
@@ -275,27 +302,6 @@ def _dtype(name: str, kind: str) -> np.dtype[Any]:
             f"input {name!r}: datatype {kind[:40]!r} is not taken; known: {', '.join(DATATYPES)}"
         )
     return np.dtype(DATATYPES[kind])
-
-
-def _from_json(tensor: InputBody) -> np.ndarray:
-    """Return the array of a tensor's `data`, flat or nested; no number is rounded or cut off."""
-    name, dtype = tensor.name, _dtype(tensor.name, tensor.datatype)
-    if tensor.data is None:
-        raise BadRequestError(f"input {name!r} has neither data nor binary_data_size")
-    try:
-        array = np.asarray(tensor.data)
-    except (ValueError, OverflowError, RecursionError):
-        raise BadRequestError(f"input {name!r}: its data is no regular array of numbers") from None
-    kinds = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}[dtype.kind]
-    if array.dtype.kind not in kinds and array.size:
-        raise BadRequestError(f"input {name!r}: its data is not all {tensor.datatype}")
-    if array.size != math.prod(tensor.shape) or (array.ndim > 1 and list(array.shape) != tensor.shape):
-        raise BadRequestError(f"input {name!r}: its data has shape {list(array.shape)}, not {tensor.shape}")
-    if dtype.kind in "ui" and array.size:
-        limits = np.iinfo(dtype)
-        if int(array.min()) < limits.min or int(array.max()) > limits.max:
-            raise BadRequestError(f"input {name!r}: its data goes beyond {tensor.datatype}")
-    return array.astype(dtype).reshape(tensor.shape)
 
 
 def _timeout(parameters: Mapping[str, Any]) -> float | None:

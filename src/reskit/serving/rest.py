@@ -10,8 +10,8 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from pydantic_core import from_json, to_json
+from fastapi.responses import JSONResponse, PlainTextResponse
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,6 +19,9 @@ import reskit
 from reskit.serving import describing
 from reskit.serving.bodies import Bodies, compress, uploads_of
 from reskit.serving.faults import BadRequestError, BusyError, ServingError
+from reskit.serving.openapi import answers, describe_errors, health
+from reskit.serving.platforms.instances import LENGTH, document_of
+from reskit.serving.platforms.routes import add_platform, open_routes
 from reskit.serving.protocol import InferBody, infer_request, infer_response
 from reskit.serving.service import Service
 
@@ -28,7 +31,6 @@ _LOG = logging.getLogger("reskit.serving")
 _OPEN = frozenset({"/v2/health/live", "/v2/health/ready"})
 """Asked without a token: by what keeps the process running."""
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_HEADER_LENGTH = "inference-header-content-length"
 
 
 def make_app(service: Service) -> FastAPI:
@@ -41,10 +43,12 @@ def make_app(service: Service) -> FastAPI:
     )
     app.add_middleware(_Door, service=service)
     _handle_errors(app, service)
+    add_platform(app, service)  # first: its routes may be any, as the environment says
     _add_health(app, service)
     _add_models(app, service)
     _add_repository(app, service)
     _add_inference(app, service, Bodies(service.settings))
+    describe_errors(app)
     return app
 
 
@@ -58,6 +62,7 @@ class _Door:
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service
+        self._open = _OPEN | open_routes(service.settings.platform)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -73,7 +78,7 @@ class _Door:
                 message["headers"] = [*message["headers"], (b"x-request-id", name.encode())]
             await send(message)
 
-        if scope["path"] not in _OPEN:
+        if scope["path"] not in self._open:
             try:
                 self._service.tokens.check(headers.get(b"authorization", b"").decode("latin-1"))
             except ServingError as error:
@@ -120,19 +125,19 @@ def _refusal(service: Service, error: ServingError) -> Response:
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
-    @app.get("/v2/health/live", tags=["health"])
+    @app.get("/v2/health/live", tags=["health"], responses=health(live="boolean"))
     async def live() -> Response:
         """Whether the process is worth keeping."""
         alive = service.live()
         return JSONResponse({"live": alive}, 200 if alive else 503)
 
-    @app.get("/v2/health/ready", tags=["health"])
+    @app.get("/v2/health/ready", tags=["health"], responses=health(ready="boolean"))
     async def ready() -> Response:
         """Whether every model answers and the service is not about to stop."""
         good = service.ready()
         return JSONResponse({"ready": good}, 200 if good else 503)
 
-    @app.get("/metrics", tags=["health"])
+    @app.get("/metrics", tags=["health"], response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Metrics in the text format of Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -154,7 +159,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
         """Inputs and outputs of a model."""
         return service.metadata(name, version)
 
-    @_versioned(app, "/ready", tags=["models"])
+    @_versioned(app, "/ready", tags=["models"], responses=health(name="string", ready="boolean"))
     async def ready(name: str, version: str = "") -> Response:
         """Whether a model answers."""
         good = service.models.get(name, version).ready
@@ -188,20 +193,14 @@ def _add_repository(app: FastAPI, service: Service) -> None:
 
     async def document(request: Request) -> dict[str, Any]:
         async with bodies.read(request) as body:
-            try:
-                values = from_json(body) if body else {}
-            except ValueError as error:
-                raise BadRequestError(f"the request is malformed: {error}") from None
-        if not isinstance(values, dict):
-            raise BadRequestError("the request must be a JSON object")
-        return values
+            return document_of(body) if body else {}
 
     @app.post("/v2/repository/index", tags=["repository"])
     async def index(request: Request) -> list[dict[str, str]]:
         """The models in the folders named at the start, and whether they are loaded."""
         return service.index((await document(request)).get("ready") is True)
 
-    @app.post("/v2/repository/models/{name}/load", tags=["repository"])
+    @app.post("/v2/repository/models/{name}/load", tags=["repository"], response_class=Response)
     async def load(name: str, request: Request) -> Response:
         """Load a model, or load it again, from the folders named at the start."""
         parameters = (await document(request)).get("parameters") or {}
@@ -210,7 +209,7 @@ def _add_repository(app: FastAPI, service: Service) -> None:
         await service.load(name, parameters)
         return Response()
 
-    @app.post("/v2/repository/models/{name}/unload", tags=["repository"])
+    @app.post("/v2/repository/models/{name}/unload", tags=["repository"], response_class=Response)
     async def unload(name: str, request: Request) -> Response:
         """Unload a model; what it was asked before is answered."""
         await document(request)
@@ -219,22 +218,34 @@ def _add_repository(app: FastAPI, service: Service) -> None:
 
 
 def _add_inference(app: FastAPI, service: Service, bodies: Bodies) -> None:
-    @_versioned(app, "/infer", tags=["inference"], methods=["POST"], openapi_extra=_body_of(InferBody))
+    @_versioned(
+        app,
+        "/infer",
+        tags=["inference"],
+        methods=["POST"],
+        openapi_extra=_body_of(InferBody),
+        responses=answers({"model_name": "string", "outputs": "array"}, "application/octet-stream"),
+    )
     async def infer(request: Request, name: str, version: str = "") -> Response:
         """Ask a model: tensors in JSON, or behind it in bytes (the binary tensor data extension)."""
         async with bodies.read(request) as body:
-            asked = infer_request(body, request.headers.get(_HEADER_LENGTH))
+            asked = infer_request(body, request.headers.get(LENGTH))
             answered, length = infer_response(await service.infer(name, version, asked, "rest"))
         headers = {}
         if length is not None:
-            headers[_HEADER_LENGTH] = str(length)
+            headers[LENGTH] = str(length)
         answered, encoding = compress(answered, request.headers.get("accept-encoding", ""))
         if encoding is not None:
             headers["content-encoding"] = encoding
         kind = "application/json" if length is None else "application/octet-stream"
         return Response(answered, media_type=kind, headers=headers)
 
-    @app.post("/v1/predict", tags=["inference"], openapi_extra=_UPLOAD)
+    @app.post(
+        "/v1/predict",
+        tags=["inference"],
+        openapi_extra=_UPLOAD,
+        responses=answers({"model": "string", "version": "string", "predictions": "array"}),
+    )
     async def predict(
         request: Request, model: str = "", version: str = "", pictures: bool = False
     ) -> Response:

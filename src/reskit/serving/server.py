@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import ssl
@@ -16,6 +17,7 @@ import uvicorn
 from reskit.errors import ConfigError
 from reskit.serving.connections import Connection
 from reskit.serving.grpc_service import GrpcServer
+from reskit.serving.platforms.environment import from_environment
 from reskit.serving.rest import make_app
 from reskit.serving.security import check_tls
 from reskit.serving.service import Service
@@ -169,7 +171,8 @@ def serve(
         bundles: folders: bundles, models with versions in folders 1, 2, ..., or folders of them; a pair names
             its bundle, which else is called as its folder.
         started: called once it answers.
-        **settings: see `Settings`.
+        **settings: see `Settings`; `platform` may be the name of one. What the environment of the platform
+            says, by name or by the variables it sets, goes before the port that is given.
 
     Raises:
         ConfigError: a setting makes no sense, a port is taken, a folder holds no bundle.
@@ -179,6 +182,7 @@ def serve(
     from uvloop import new_event_loop
 
     _allow_many_connections()
+    settings |= from_environment(settings.get("platform"), os.environ)
 
     async def main() -> None:
         async with Server(bundles, Settings.of(settings)) as server:

@@ -97,9 +97,7 @@ class Service:
         Raises:
             ServingError: it is refused, or not one could be answered.
         """
-        if not name and len(self.models.names()) != 1:
-            raise BadRequestError(f"say which model: {', '.join(self.models.names())}")
-        model = self.models.get(name or self.models.names()[0], version)
+        model = self.models.get(self.one(name), version)
         if self._uploads + len(uploads) > self.settings.queue:
             raise BusyError(f"{self._uploads} uploads are waiting, {self.settings.queue} is the most", 1)
         began = time.perf_counter()
@@ -123,6 +121,33 @@ class Service:
             "milliseconds": round((time.perf_counter() - began) * 1000, 3),
             "predictions": [row for row, _ in rows],
         }
+
+    def one(self, name: str) -> str:
+        """Return a name that is given, else that of the only model.
+
+        Raises:
+            BadRequestError: none is given, and there are several models or none.
+        """
+        if name:
+            return name
+        if len(names := self.models.names()) != 1:
+            raise BadRequestError(f"say which model: {', '.join(names)}" if names else "no model is loaded")
+        return names[0]
+
+    async def adopt(self, name: str, place: Path) -> None:
+        """Load the bundle in a folder that was found here, under a name that the platform chose.
+
+        Raises:
+            ServingError: it cannot be loaded, or the service is stopping.
+        """
+        if self.draining:
+            raise NotReadyError("the service is stopping")
+        try:
+            await self.models.adopt(name, place)
+        except ServingError:
+            raise
+        except ReskitError as error:
+            raise BadRequestError(f"model {name!r} cannot be loaded: {error}") from error
 
     async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Load a model; what is loaded comes from the folders named at the start alone.

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reskit.errors import ConfigError
+from reskit.serving.platforms.environment import Platform
 
 __all__ = ["Settings"]
 
@@ -39,6 +40,7 @@ class Settings(BaseModel):
         tls_cert: certificate chain, PEM.
         tls_key: its private key, PEM.
         tls_client_ca: certificates that clients must have one signed by.
+        platform: whose routes are answered too; from Python, `Platform` or its name.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -64,6 +66,7 @@ class Settings(BaseModel):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
+    platform: Platform | None = None
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:

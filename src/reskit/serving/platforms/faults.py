@@ -1,0 +1,19 @@
+"""What SageMaker wants to be told of a multi-model endpoint's models."""
+
+from __future__ import annotations
+
+from reskit.serving.faults import ServingError
+
+__all__ = ["AlreadyLoadedError", "NotLoadedError"]
+
+
+class AlreadyLoadedError(ServingError):
+    """A model of the name is loaded: SageMaker goes on with it."""
+
+    status, code, kind = 409, "ALREADY_EXISTS", "already_loaded"
+
+
+class NotLoadedError(ServingError):
+    """No model of the name is loaded: SageMaker loads it and asks again."""
+
+    status, code, kind = 404, "NOT_FOUND", "unknown_model"

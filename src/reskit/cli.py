@@ -319,6 +319,9 @@ def serve(
     tls_client_ca: Annotated[
         Path | None, typer.Option(help="Ask clients for certificates that these signed, PEM.")
     ] = None,
+    log_format: Annotated[
+        Literal["text", "json"], typer.Option(help="json: a line for every request, for machines.")
+    ] = "text",
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -330,7 +333,7 @@ def serve(
         if json:
             _print_json(server.as_dict())
             sys.stdout.flush()
-        for line in server.lines():
+        for line in server.lines() if log_format == "text" else []:
             typer.echo(line, err=True)
 
     named = [given.rpartition("=") for given in bundles]
@@ -356,6 +359,7 @@ def serve(
         tls_cert=tls_cert,
         tls_key=tls_key,
         tls_client_ca=tls_client_ca,
+        log_format=log_format,
     )
 
 

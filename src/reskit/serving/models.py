@@ -18,6 +18,7 @@ from reskit.serving.faults import BadRequestError, NotReadyError, UnknownModelEr
 from reskit.serving.folders import find_models
 from reskit.serving.metrics import Metrics, ModelMetrics, State
 from reskit.serving.predictor import Predictor
+from reskit.serving.records import note_answer
 from reskit.serving.settings import Settings
 
 __all__ = ["Model", "Repository"]
@@ -73,6 +74,7 @@ class Model:
         """Return the outputs of arrays that fit the signature; see `Batcher.submit`."""
         answer = await self.batcher.submit(inputs, rows, deadline)
         self.metrics.answered(answer)
+        note_answer(answer)
         return answer
 
     @asynccontextmanager

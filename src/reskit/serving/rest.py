@@ -20,6 +20,7 @@ from reskit.serving import describing
 from reskit.serving.bodies import Bodies, compress, uploads_of
 from reskit.serving.faults import BadRequestError, BusyError, ServingError
 from reskit.serving.protocol import InferBody, infer_request, infer_response
+from reskit.serving.records import Record, note_failure
 from reskit.serving.service import Service
 
 __all__ = ["make_app"]
@@ -27,6 +28,7 @@ __all__ = ["make_app"]
 _LOG = logging.getLogger("reskit.serving")
 _OPEN = frozenset({"/v2/health/live", "/v2/health/ready"})
 """Asked without a token: by what keeps the process running."""
+_QUIET = _OPEN | {"/metrics"}
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _HEADER_LENGTH = "inference-header-content-length"
 
@@ -71,15 +73,19 @@ class _Door:
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], (b"x-request-id", name.encode())]
+                record.ended_with(message["status"])
             await send(message)
 
-        if scope["path"] not in _OPEN:
-            try:
-                self._service.tokens.check(headers.get(b"authorization", b"").decode("latin-1"))
-            except ServingError as error:
-                await _refusal(self._service, error)(scope, receive, send_named)
-                return
-        await self._app(scope, receive, send_named)
+        with self._service.recorder.record(
+            Record.of_http(scope, name, quiet=scope["path"] in _QUIET)
+        ) as record:
+            if scope["path"] not in _OPEN:
+                try:
+                    self._service.tokens.check(headers.get(b"authorization", b"").decode("latin-1"))
+                except ServingError as error:
+                    await _refusal(self._service, error)(scope, receive, send_named)
+                    return
+            await self._app(scope, receive, send_named)
 
 
 def _handle_errors(app: FastAPI, service: Service) -> None:
@@ -109,6 +115,7 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
 
 def _refusal(service: Service, error: ServingError) -> Response:
     service.metrics.failed(error.kind)
+    note_failure(error.kind, error.status)
     headers = {}
     if isinstance(error, BusyError):
         headers["Retry-After"] = str(error.retry_after)

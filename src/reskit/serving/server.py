@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import ssl
@@ -16,6 +17,7 @@ import uvicorn
 from reskit.errors import ConfigError
 from reskit.serving.connections import Connection
 from reskit.serving.grpc_service import GrpcServer
+from reskit.serving.logs import log_json
 from reskit.serving.rest import make_app
 from reskit.serving.security import check_tls
 from reskit.serving.service import Service
@@ -23,6 +25,7 @@ from reskit.serving.settings import Settings
 
 __all__ = ["Server", "serve"]
 
+_LOG = logging.getLogger("reskit.serving")
 _KEEP_ALIVE_SECONDS = 75
 """Longer than load balancers keep idle connections, usually 60 s: else they send on what was just closed."""
 _OPEN_TO_ALL = "anyone who reaches this address may ask: --token-file or --tls-client-ca would say who"
@@ -67,6 +70,7 @@ class Server:
             await self._grpc.start()
         while not self._rest.started and not self._serving.done():
             await asyncio.sleep(0.005)
+        _LOG.info("started", extra={"fields": self.as_dict()})
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -77,6 +81,7 @@ class Server:
         self._rest.should_exit = True
         await asyncio.gather(self._serving, *([self._grpc.stop()] if self._grpc is not None else []))
         await self.service.close()
+        _LOG.info("stopped")
 
     async def run(self) -> None:
         """Go on until SIGTERM or SIGINT."""
@@ -176,9 +181,12 @@ def serve(
     from uvloop import new_event_loop
 
     _allow_many_connections()
+    checked = Settings.of(settings)
+    if checked.log_format == "json":
+        log_json()
 
     async def main() -> None:
-        async with Server(bundles, Settings.of(settings)) as server:
+        async with Server(bundles, checked) as server:
             started(server)
             await server.run()
 

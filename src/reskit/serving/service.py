@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextvars
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from reskit.serving.metrics import Metrics
 from reskit.serving.models import Model, Repository
 from reskit.serving.predictor import open_upload
 from reskit.serving.protocol import InferRequest, InferResponse, Output, Wanted, classified
+from reskit.serving.records import Recorder, note_model, note_stage
 from reskit.serving.security import Tokens
 from reskit.serving.settings import Settings
 
@@ -42,6 +44,7 @@ class Service:
     def __init__(self, places: Iterable[tuple[str | None, Path]], settings: Settings) -> None:
         self.settings = settings
         self.tokens = Tokens.read(settings.token_file)
+        self.recorder = Recorder()
         self.metrics = Metrics(lambda: [model.state() for model in self.models.models])
         self.models = Repository(places, settings, self.metrics)
         self.draining = False
@@ -208,7 +211,8 @@ class Service:
         loop = asyncio.get_running_loop()
         blank = model.predictor.bundle.task.blank
         try:
-            read = partial(self._record, model, data, deadline, pictures, loop)
+            asked = contextvars.copy_context()  # threads have none of their own
+            read = partial(asked.run, self._record, model, data, deadline, pictures, loop)
             record = await loop.run_in_executor(self._readers, read)
         except ServingError as error:
             return {"input": filename, **blank, "error": str(error)}, error
@@ -232,12 +236,15 @@ class Service:
             raise DeadlineError("no answer in time")
         began = time.perf_counter()
         image = model.predictor.read(open_upload(data, self.settings.max_pixels))
-        loop.call_soon_threadsafe(model.metrics.preprocessed, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        note_stage("preprocess", int(seconds * 1e9))
+        loop.call_soon_threadsafe(model.metrics.preprocessed, seconds)
         return model.predictor.record(image, answer, pictures=pictures)
 
     @contextmanager
     def _counted(self, model: Model, protocol: str) -> Iterator[None]:
         """Count a request and how it ended."""
+        note_model(model.name, model.version)
         began, kind = time.perf_counter_ns(), "cancelled"
         try:
             yield

@@ -37,6 +37,7 @@ class Settings(BaseModel):
         tls_cert: certificate chain, PEM.
         tls_key: its private key, PEM.
         tls_client_ca: certificates that clients must have one signed by.
+        log_format: of `serve`: ``text`` says what goes wrong, ``json`` tells machines of every request.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -60,6 +61,7 @@ class Settings(BaseModel):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
+    log_format: Literal["text", "json"] = "text"
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:

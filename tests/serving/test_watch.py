@@ -23,7 +23,8 @@ from reskit.errors import ConfigError, ServiceError
 from reskit.watching import Figures, Scraper, watch
 from reskit.watching.figures import quantile
 from reskit.watching.scrape import Sample, Scrape
-from reskit.watching.view import _duration, _rate, _seconds, render
+from reskit.watching.view import render
+from reskit.watching.words import duration, rate, seconds
 
 TOKEN = "an-example-token"
 
@@ -281,11 +282,11 @@ def test_files_that_are_no_certificates_are_told(tmp_path: Path) -> None:
 
 
 def test_numbers_are_short() -> None:
-    assert [_rate(value) for value in (0, 0.5, 12.34, 1234.5)] == ["0", "0.50", "12.3", "1,234"]
-    assert [_seconds(value) for value in (None, 0, 0.00025, 0.0129, 0.123, 2.5)] == [
+    assert [rate(value) for value in (0, 0.5, 12.34, 1234.5)] == ["0", "0.50", "12.3", "1,234"]
+    assert [seconds(value) for value in (None, 0, 0.00025, 0.0129, 0.123, 2.5)] == [
         "-", "0 ms", "0.25 ms", "13 ms", "123 ms", "2.5 s",
     ]  # fmt: skip
-    assert [_duration(value) for value in (5, 600, 9000, 200_000)] == [
+    assert [duration(value) for value in (5, 600, 9000, 200_000)] == [
         "5 s",
         "10 min",
         "2 h 30 min",

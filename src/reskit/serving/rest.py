@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -19,6 +19,7 @@ import reskit
 from reskit.serving import describing
 from reskit.serving.bodies import Bodies, compress, uploads_of
 from reskit.serving.faults import BadRequestError, BusyError, ServingError
+from reskit.serving.page import add_page, credentials_of, is_of_page, sign_in_page
 from reskit.serving.protocol import InferBody, infer_request, infer_response
 from reskit.serving.records import Record, note_failure
 from reskit.serving.service import Service
@@ -28,7 +29,7 @@ __all__ = ["make_app"]
 _LOG = logging.getLogger("reskit.serving")
 _OPEN = frozenset({"/v2/health/live", "/v2/health/ready"})
 """Asked without a token: by what keeps the process running."""
-_QUIET = _OPEN | {"/metrics"}
+_QUIET = _OPEN | {"/metrics", "/page/live"}
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _HEADER_LENGTH = "inference-header-content-length"
 
@@ -46,7 +47,9 @@ def make_app(service: Service) -> FastAPI:
     _add_health(app, service)
     _add_models(app, service)
     _add_repository(app, service)
-    _add_inference(app, service, Bodies(service.settings))
+    bodies = Bodies(service.settings)
+    _add_inference(app, service, bodies)
+    add_page(app, service, bodies)
     return app
 
 
@@ -65,7 +68,7 @@ class _Door:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
+        path, headers = scope["path"], dict(scope["headers"])
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         name = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = name
@@ -79,13 +82,26 @@ class _Door:
         with self._service.recorder.record(
             Record.of_http(scope, name, quiet=scope["path"] in _QUIET)
         ) as record:
-            if scope["path"] not in _OPEN:
+            given = None if path in _OPEN else credentials_of(path, headers)
+            if given is not None:
                 try:
-                    self._service.tokens.check(headers.get(b"authorization", b"").decode("latin-1"))
+                    self._service.tokens.check(given)
                 except ServingError as error:
-                    await _refusal(self._service, error)(scope, receive, send_named)
+                    await _closed(self._service, error, path, headers, given)(scope, receive, send_named)
                     return
             await self._app(scope, receive, send_named)
+
+
+def _closed(
+    service: Service, error: ServingError, path: str, headers: Mapping[bytes, bytes], given: str
+) -> Response:
+    """Return what a program, or a person at the page, is told who may not ask."""
+    if not is_of_page(path):
+        return _refusal(service, error)
+    if given:
+        service.metrics.failed(error.kind)
+        note_failure(error.kind, error.status)
+    return sign_in_page(given=bool(given), fragment=b"hx-request" in headers)
 
 
 def _handle_errors(app: FastAPI, service: Service) -> None:

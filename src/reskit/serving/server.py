@@ -66,6 +66,7 @@ class Server:
         self._rest = uvicorn.Server(self._rest_config())
         self._rest.capture_signals = contextlib.nullcontext  # type: ignore[assignment,method-assign]
         self._serving = asyncio.create_task(self._rest.serve([listening]))
+        self._keeping = asyncio.create_task(self.service.history.keep())
         if self._grpc is not None:
             await self._grpc.start()
         while not self._rest.started and not self._serving.done():
@@ -79,6 +80,7 @@ class Server:
         await asyncio.sleep(self.settings.drain_s)
         self.service.stopping.set()
         self._rest.should_exit = True
+        self._keeping.cancel()
         await asyncio.gather(self._serving, *([self._grpc.stop()] if self._grpc is not None else []))
         await self.service.close()
         _LOG.info("stopped")

@@ -6,12 +6,13 @@ import asyncio
 import concurrent.futures
 import contextvars
 import json
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from reskit.backends.servable import INPUT, OUTPUT
 from reskit.errors import InputError, ReskitError
 from reskit.serving import describing
 from reskit.serving.faults import BadRequestError, BusyError, DeadlineError, NotReadyError, ServingError
+from reskit.serving.history import History
 from reskit.serving.metrics import Metrics
 from reskit.serving.models import Model, Repository
 from reskit.serving.predictor import open_upload
@@ -29,6 +31,7 @@ from reskit.serving.settings import Settings
 
 __all__ = ["Service"]
 
+_T = TypeVar("_T")
 _READERS = 32
 """Uploads read or waited for at the same time."""
 
@@ -45,10 +48,13 @@ class Service:
         self.settings = settings
         self.tokens = Tokens.read(settings.token_file)
         self.recorder = Recorder()
+        self.started = time.time()
         self.metrics = Metrics(lambda: [model.state() for model in self.models.models])
+        self.history = History(self.metrics)
         self.models = Repository(places, settings, self.metrics)
         self.draining = False
         self.stopping = asyncio.Event()
+        self.explaining = threading.Lock()
         self._uploads = 0
         self._readers = concurrent.futures.ThreadPoolExecutor(_READERS, thread_name_prefix="reskit-read")
 
@@ -126,6 +132,10 @@ class Service:
             "milliseconds": round((time.perf_counter() - began) * 1000, 3),
             "predictions": [row for row, _ in rows],
         }
+
+    async def reading(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        """Return what a function returns that is called in a thread, as uploads are read."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, partial(function, *arguments))
 
     async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Load a model; what is loaded comes from the folders named at the start alone.

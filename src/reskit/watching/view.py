@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -10,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reskit.watching.figures import STAGES, Figures, ModelFigures
+from reskit.watching.words import duration, rate, seconds
 
 __all__ = ["render"]
 
@@ -34,12 +34,12 @@ def render(figures: Figures, trouble: str = "") -> RenderableType:
 
 
 def _heading(figures: Figures) -> Text:
-    heading = Text.assemble((figures.url, "bold"), f"  up {_duration(figures.up_seconds)}")
+    heading = Text.assemble((figures.url, "bold"), f"  up {duration(figures.up_seconds)}")
     if figures.memory_bytes is not None:
         heading.append(f", {figures.memory_bytes / 2**20:,.0f} MiB")
     if figures.cores is not None:
         heading.append(f", {figures.cores:.2f} processors")
-    return heading.append(f"; rates and times of {_duration(figures.window_seconds)}", "dim")
+    return heading.append(f"; rates and times of {duration(figures.window_seconds)}", "dim")
 
 
 def _models(models: list[ModelFigures]) -> Table:
@@ -57,9 +57,9 @@ def _rates(models: list[ModelFigures]) -> Table:
     for model in models:
         table.add_row(
             *_named(model),
-            _rate(model.requests_per_s),
-            Text(_rate(model.errors_per_s), "bold red" if model.errors_per_s else ""),
-            _rate(model.examples_per_s),
+            rate(model.requests_per_s),
+            Text(rate(model.errors_per_s), "bold red" if model.errors_per_s else ""),
+            rate(model.examples_per_s),
             "-" if model.batch_size is None else f"{model.batch_size:.1f}",
             f"{model.queue_depth:,}",
         )
@@ -75,7 +75,7 @@ def _stages(models: list[ModelFigures]) -> Table:
             found = model.stages[stage]
             times = (found.p50, found.p95, found.p99)
             first = _named(model) if stage == STAGES[0] else (Text(), Text())
-            table.add_row(*first, stage, _rate(found.per_s), *map(_seconds, times))
+            table.add_row(*first, stage, rate(found.per_s), *map(seconds, times))
     return table
 
 
@@ -85,7 +85,7 @@ def _errors(figures: Figures) -> Table:
         table.add_column(name, justify="right")
     for error in figures.errors:
         style = "bold red" if error.per_s else ""
-        table.add_row(_text(error.kind), Text(_rate(error.per_s), style), f"{error.total:,}")
+        table.add_row(_text(error.kind), Text(rate(error.per_s), style), f"{error.total:,}")
     return table
 
 
@@ -107,29 +107,3 @@ def _text(value: Any) -> Text:
 def _printable(words: str) -> str:
     """Return words that cannot steer a terminal, whoever said them."""
     return "".join(sign if sign.isprintable() else "?" for sign in words)
-
-
-def _rate(value: float) -> str:
-    if value == 0:
-        return "0"
-    return f"{value:.2f}" if value < 10 else f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
-
-
-def _seconds(value: float | None) -> str:
-    """Return a time in two digits that count: buckets tell no more."""
-    if value is None:
-        return "-"
-    unit, scaled = ("s", value) if value >= 1 else ("ms", value * 1000)
-    digits = max(0, 1 - math.floor(math.log10(scaled))) if scaled > 0 else 0
-    return f"{scaled:.{digits}f} {unit}"
-
-
-def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    if whole < 120:
-        return f"{whole} s"
-    if whole < 2 * 3600:
-        return f"{whole // 60} min"
-    if whole < 48 * 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"

@@ -46,10 +46,10 @@ def grad_cam(bundle: Bundle, image: Tensor, label: int) -> Tensor:
     model = _twin(bundle.model)
     kept: list[Tensor] = []
     model.segments()[-1][-1].register_forward_hook(lambda *passed: kept.append(passed[-1]))
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in
         device = next(model.parameters()).device
         normalize = _twin(bundle.task.normalize).to(device)
-        inputs = normalize(image[None].to(device)).requires_grad_()
+        inputs = normalize(image.clone()[None].to(device)).requires_grad_()
         logits = model(inputs)
         if len(kept) != 1 or kept[0].ndim != 4:
             raise ModelError("the network does not end in one feature map, so no place speaks for a class")

@@ -8,11 +8,11 @@ import numpy.typing as npt
 
 __all__ = ["warmed"]
 
-_SHARE = 0.6
+_SHARE = 0.55
 
 
 def warmed(image: npt.NDArray[np.uint8], heat: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Return an image in grey, its hot places in colour.
+    """Return an image in grey through a film that glows at its hot places and is dark at cold ones.
 
     Args:
         image: uint8 `(C, H, W)`.
@@ -23,6 +23,5 @@ def warmed(image: npt.NDArray[np.uint8], heat: npt.NDArray[np.float32]) -> npt.N
     """
     grey = image[:3].astype(float).mean(0)[..., None]
     colours = matplotlib.colormaps["inferno"](heat, bytes=True)[..., :3].astype(float)
-    share = _SHARE * heat[..., None]
-    mixed: npt.NDArray[np.uint8] = np.clip(grey * (1 - share) + colours * share, 0, 255).astype(np.uint8)
+    mixed: npt.NDArray[np.uint8] = (grey * (1 - _SHARE) + colours * _SHARE).astype(np.uint8)
     return mixed

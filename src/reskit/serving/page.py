@@ -23,8 +23,9 @@ import reskit
 from reskit.attribution import explains
 from reskit.serving.bodies import Bodies, form_of
 from reskit.serving.charts import HEIGHT, WIDTH, chart
-from reskit.serving.faults import BadRequestError, ServingError, UnauthorizedError
+from reskit.serving.faults import BadRequestError, ServingError, UnauthorizedError, headers_of
 from reskit.serving.models import Model
+from reskit.serving.records import note_failure
 from reskit.serving.service import Service
 from reskit.serving.showing import shown
 from reskit.watching.words import duration, rate, seconds
@@ -32,7 +33,7 @@ from reskit.watching.words import duration, rate, seconds
 __all__ = ["add_page", "credentials_of", "is_of_page", "sign_in_page"]
 
 _COOKIE = "reskit_token"
-_STATIC = {"htmx.min.js": "text/javascript", "page.css": "text/css"}
+_STATIC = {"htmx.min.js": "text/javascript", "page.js": "text/javascript", "page.css": "text/css"}
 _OPEN = frozenset({"/page/sign-in", "/page/sign-out", *(f"/page/static/{name}" for name in _STATIC)})
 _FOLDER = Path(__file__).parent / "static"
 _HEADERS = {
@@ -55,6 +56,7 @@ _HTMX = {  # nothing that a page may not do by the policy above; answers that ar
     "responseHandling": [{"code": ".*", "swap": True}],
 }
 _LONGEST_TOKEN = 4096
+_NONE: Mapping[str, str] = {}
 
 
 def is_of_page(path: str) -> bool:
@@ -93,7 +95,7 @@ def sign_in_page(*, given: bool, fragment: bool = False) -> Response:
     refused = "This token is not known here." if given else ""
     if fragment:
         return _html(Markup('<p class="error">Signed out. <a href="/">Sign in again</a></p>'), 401)
-    return _html(_render("sign_in.html", refused=refused, signed_in=False), 401)
+    return _html(_render("sign_in.html", refused=refused, signed_in=False, asked=True), 401)
 
 
 def add_page(app: FastAPI, service: Service, bodies: Bodies) -> None:
@@ -124,7 +126,7 @@ def add_page(app: FastAPI, service: Service, bodies: Bodies) -> None:
 
     @app.post("/page/predict", include_in_schema=False)
     async def predict(request: Request) -> Response:
-        model, explain, status = "", False, 200
+        model, explain, status, headers = "", False, 200, {}
         try:
             _check_origin(request)
             async with bodies.read(request) as body:
@@ -137,10 +139,15 @@ def add_page(app: FastAPI, service: Service, bodies: Bodies) -> None:
                 )
         except ServingError as error:
             service.metrics.failed(error.kind)
-            result, status = _render("result.html", error=str(error)), error.status
+            note_failure(error.kind, error.status)
+            result, status, headers = (
+                _render("result.html", error=str(error)),
+                error.status,
+                headers_of(error),
+            )
         if request.headers.get("hx-request") == "true":
-            return _html(result, status)
-        return _whole(service, model, result=result, explain=explain, status=status)
+            return _html(result, status, headers)
+        return _whole(service, model, result=result, explain=explain, status=status, headers=headers)
 
 
 def _add_sign_in(app: FastAPI, service: Service, bodies: Bodies) -> None:
@@ -180,10 +187,17 @@ def _check_origin(request: Request) -> None:
 
 
 def _whole(
-    service: Service, chosen: str = "", *, result: str = "", explain: bool = False, status: int = 200
+    service: Service,
+    chosen: str = "",
+    *,
+    result: str = "",
+    explain: bool = False,
+    status: int = 200,
+    headers: Mapping[str, str] = _NONE,
 ) -> Response:
-    values = {**_choice(service, chosen), **_state(service), "explain": explain}
-    return _html(_render("page.html", **values, result=result, signed_in=service.tokens.asked), status)
+    values = {**_choice(service, chosen), **_state(service), "explain": explain, "result": result}
+    asked = service.tokens.asked
+    return _html(_render("page.html", **values, signed_in=asked, asked=asked), status, headers)
 
 
 def _choice(service: Service, name: str) -> dict[str, Any]:
@@ -192,7 +206,8 @@ def _choice(service: Service, name: str) -> dict[str, Any]:
     models = [service.models.get(known) for known in sorted(newest)]
     chosen = next((model for model in models if model.name == name), models[0] if models else None)
     can = chosen is not None and explains(chosen.predictor.bundle)
-    return {"models": models, "chosen": chosen, "explains": can, "explain": False}
+    most = f"{service.settings.max_body_mib:g} MiB"
+    return {"models": models, "chosen": chosen, "explains": can, "explain": False, "most": most}
 
 
 def _state(service: Service) -> dict[str, Any]:
@@ -255,8 +270,8 @@ def _render(template: str, **values: Any) -> Markup:
     return Markup(_templates().get_template(template).render(**values))  # escaped there, value by value
 
 
-def _html(text: Markup, status: int = 200) -> Response:
-    return HTMLResponse(str(text), status, headers=_HEADERS)
+def _html(text: Markup, status: int = 200, headers: Mapping[str, str] = _NONE) -> Response:
+    return HTMLResponse(str(text), status, headers={**_HEADERS, **headers})
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import reskit
 from reskit.serving import describing
 from reskit.serving.bodies import Bodies, compress, uploads_of
-from reskit.serving.faults import BadRequestError, BusyError, ServingError
+from reskit.serving.faults import BadRequestError, ServingError, headers_of
 from reskit.serving.page import add_page, credentials_of, is_of_page, sign_in_page
 from reskit.serving.protocol import InferBody, infer_request, infer_response
 from reskit.serving.records import Record, note_failure
@@ -132,14 +132,7 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
 def _refusal(service: Service, error: ServingError) -> Response:
     service.metrics.failed(error.kind)
     note_failure(error.kind, error.status)
-    headers = {}
-    if isinstance(error, BusyError):
-        headers["Retry-After"] = str(error.retry_after)
-    if error.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    if error.status in (401, 408, 413):  # the rest of the body is not read
-        headers["Connection"] = "close"
-    return JSONResponse({"error": str(error)}, error.status, headers)
+    return JSONResponse({"error": str(error)}, error.status, headers_of(error))
 
 
 def _add_health(app: FastAPI, service: Service) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import concurrent.futures
 import contextvars
 import json
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -54,7 +53,7 @@ class Service:
         self.models = Repository(places, settings, self.metrics)
         self.draining = False
         self.stopping = asyncio.Event()
-        self.explaining = threading.Lock()
+        self.explaining = asyncio.Lock()
         self._uploads = 0
         self._readers = concurrent.futures.ThreadPoolExecutor(_READERS, thread_name_prefix="reskit-read")
 

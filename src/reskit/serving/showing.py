@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
+import torch.nn.functional as F
 from PIL import Image
 
 from reskit.attribution import explains, grad_cam
@@ -42,21 +43,32 @@ async def shown(service: Service, name: str, upload: tuple[str, bytes], *, expla
     words = {
         key: value for key, value in model.predictor.bundle.task.words(record).items() if key not in drawn
     }
-    heading = f"{bars[0][0]}: {bars[0][1]:.1%}" if record.get("label") is not None else "Answer"
+    labelled = record.get("label") is not None
     pictures = [
         (key.replace("_", " ").capitalize(), url, f"{key.replace('_', ' ')} of {filename}")
         for key, url in drawn.items()
     ]
+    most = service.settings.max_pixels
+    heat = trouble = ""
     async with model.used():
-        seen, heat, trouble = await service.reading(_look, model, data, record if explain else None, service)
+        seen = await service.reading(_seen, model, data, most)
+        if explain and explains(model.predictor.bundle):
+            try:
+                async with asyncio.timeout(service.settings.timeout_s), service.explaining:
+                    heat = await service.reading(_heated, model, data, most, record["label"])
+            except TimeoutError:
+                trouble = "Too many ask which places spoke for an answer; ask again later."
+            except ModelError as error:
+                trouble = f"Which places spoke for it cannot be told: {error}."
     pictures.insert(0, ("As the network sees it", seen, f"{filename}, scaled and cropped for the network"))
     if heat:
         said = f"{filename} in grey, the places that spoke for {record['label']} in colour"
         pictures.append((f"What speaks for {record['label']}", heat, said))
     return {
-        "heading": heading,
+        "heading": record["label"] if labelled else "Answer",
+        "sure": f"{100 * record['confidence']:.1f} % sure" if labelled else "",
         "bars": bars,
-        "words": {} if record.get("label") is not None else words,
+        "words": {} if labelled else words,
         "pictures": pictures,
         "trouble": trouble,
         "input": filename,
@@ -64,26 +76,26 @@ async def shown(service: Service, name: str, upload: tuple[str, bytes], *, expla
     }
 
 
-def _look(
-    model: Model, data: bytes, record: Mapping[str, Any] | None, service: Service
-) -> tuple[str, str, str]:
-    """Return the image as the task reads it, where its answer was found, and why that is not known."""
-    predictor = model.predictor
-    image = predictor.read(open_upload(data, service.settings.max_pixels))
-    pixels = image.numpy()
-    seen = _small(pixels[:3].transpose(1, 2, 0) if len(pixels) >= 3 else pixels[0])
-    if record is None or not explains(predictor.bundle):
-        return seen, "", ""
-    try:
-        with service.explaining:
-            heat = grad_cam(predictor.bundle, image, predictor.labels.index(record["label"]))
-    except ModelError as error:
-        return seen, "", str(error)
-    return seen, _small(warmed(pixels, heat.numpy())), ""
+def _seen(model: Model, data: bytes, most: int) -> str:
+    """Return the image as the task reads it."""
+    pixels = model.predictor.read(open_upload(data, most)).numpy()
+    picture = Image.fromarray(pixels[:3].transpose(1, 2, 0) if len(pixels) >= 3 else pixels[0])
+    picture.thumbnail((_SIDE, _SIDE))
+    return data_url(picture)
 
 
-def _small(pixels: np.ndarray) -> str:
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
+def _heated(model: Model, data: bytes, most: int, label: str) -> str:
+    """Return the image with the places that speak for a label in colour, large enough to see them.
+
+    Raises:
+        ModelError: the network cannot tell.
+    """
+    image = model.predictor.read(open_upload(data, most))
+    heat = grad_cam(model.predictor.bundle, image, model.predictor.labels.index(label))
+    times = max(1, _SIDE // max(image.shape[-2:]))
+    large = image.repeat_interleave(times, 1).repeat_interleave(times, 2)
+    smooth = F.interpolate(heat[None, None], large.shape[-2:], mode="bilinear")[0, 0]
+    picture = Image.fromarray(warmed(large.numpy(), smooth.numpy()))
     picture.thumbnail((_SIDE, _SIDE))
     return data_url(picture)
 

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a failure that is the user's to mend (one line on standard
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shlex
@@ -336,6 +337,9 @@ def serve(
         Literal["sagemaker", "vertex", "azureml"] | None,
         typer.Option(help="Answer at its routes too; told from its environment variables when absent."),
     ] = None,
+    log_format: Annotated[
+        Literal["text", "json"], typer.Option(help="json: a line for every request, for machines.")
+    ] = "text",
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -347,7 +351,7 @@ def serve(
         if json:
             _print_json(server.as_dict())
             sys.stdout.flush()
-        for line in server.lines():
+        for line in server.lines() if log_format == "text" else []:
             typer.echo(line, err=True)
 
     named = [given.rpartition("=") for given in bundles]
@@ -376,6 +380,7 @@ def serve(
         tls_key=tls_key,
         tls_client_ca=tls_client_ca,
         platform=platform,
+        log_format=log_format,
     )
 
 
@@ -411,6 +416,43 @@ def monitoring(
 
     paths = write_monitoring(out)
     _print_json({name: str(path) for name, path in paths.items()}) if json else _print_paths(paths)
+
+
+@app.command()
+def watch(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Of a service, such as http://127.0.0.1:8000.")],
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Tell of one interval, then end.")] = False,
+    credentials: Annotated[
+        Path | None, typer.Option(help="A file with the token; that in RESKIT_TOKEN when absent.")
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option(help="Certificates the service must have one signed by, PEM.")
+    ] = None,
+    cert: Annotated[Path | None, typer.Option(help="Certificate to show the service, PEM.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a service does: requests, errors, latencies, queues; until Ctrl-C."""
+    from rich.live import Live
+
+    from reskit.watching import Scraper
+    from reskit.watching import watch as run
+    from reskit.watching.view import render
+
+    looks = run(Scraper(url, credentials=credentials, ca=ca, cert=cert, key=key), interval=interval)
+    if json:
+        _print_json(next(looks)[0].as_dict())
+        return
+    if once or not sys.stdout.isatty():
+        _console().print(render(*next(looks)))
+        return
+    with contextlib.suppress(KeyboardInterrupt):
+        first = render(*next(looks))
+        with Live(first, console=_console(), screen=True, auto_refresh=False) as live:
+            for look in looks:
+                live.update(render(*look), refresh=True)
 
 
 @app.command()

@@ -20,6 +20,7 @@ __all__ = [
     "ModelError",
     "OutputError",
     "ReskitError",
+    "ServiceError",
     "TrainingError",
     "UnknownNameError",
     "WeightsError",
@@ -57,6 +58,10 @@ class BackendError(ReskitError):
 
 class InputError(ReskitError):
     """Arrays given to a runner do not fit its signature."""
+
+
+class ServiceError(ReskitError):
+    """A service cannot be reached, or is not one of reskit."""
 
 
 class TrainingError(ReskitError):

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from reskit.serving.faults import BadRequestError, BusyError, SlowBodyError, TooLargeError
 from reskit.serving.settings import Settings
 
-__all__ = ["Bodies", "compress", "uploads_of"]
+__all__ = ["Bodies", "compress", "form_of", "uploads_of"]
 
 _AT_ONCE = 8
 """Largest bodies that may be in memory at once."""
@@ -124,6 +124,18 @@ async def uploads_of(body: bytes, headers: Headers) -> list[tuple[str, bytes]]:
         if not body:
             raise BadRequestError("the body is empty: send an image, or a form with files")
         return [("body", body)]
+    _, files = await form_of(body, headers)
+    if not files:
+        raise BadRequestError("the form holds no file")
+    return files
+
+
+async def form_of(body: bytes, headers: Headers) -> tuple[dict[str, str], list[tuple[str, bytes]]]:
+    """Return the fields of a form by name, and its files, each with its name.
+
+    Raises:
+        BadRequestError: it is malformed.
+    """
 
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
@@ -134,10 +146,9 @@ async def uploads_of(body: bytes, headers: Headers) -> list[tuple[str, bytes]]:
         reason = error.message if isinstance(error, MultiPartException) else "it has no boundary"
         raise BadRequestError(f"the form is malformed: {reason}") from None
     try:
+        fields = {name: value for name, value in form.multi_items() if isinstance(value, str)}
         files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-        if not files:
-            raise BadRequestError("the form holds no file")
-        return [(file.filename or "upload", await file.read()) for file in files]
+        return fields, [(file.filename or "upload", await file.read()) for file in files]
     finally:
         await form.close()
 

@@ -17,6 +17,7 @@ __all__ = [
     "TooLargeError",
     "UnauthorizedError",
     "UnknownModelError",
+    "headers_of",
 ]
 
 
@@ -93,3 +94,15 @@ class DeadlineError(ServingError):
     """The answer did not come in time."""
 
     status, code, kind = 504, "DEADLINE_EXCEEDED", "deadline"
+
+
+def headers_of(error: ServingError) -> dict[str, str]:
+    """Return the headers of HTTP that go with an error."""
+    headers = {}
+    if isinstance(error, BusyError):
+        headers["Retry-After"] = str(error.retry_after)
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if error.status in (401, 408, 413):  # the rest of the body is not read
+        headers["Connection"] = "close"
+    return headers

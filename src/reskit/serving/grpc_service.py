@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from reskit.errors import ConfigError
 from reskit.serving import describing
 from reskit.serving.faults import BusyError, ServingError
 from reskit.serving.grpc_messages import filled, read_request, value_of, write_response
+from reskit.serving.records import Record, note_failure
 from reskit.serving.security import read_pem
 from reskit.serving.service import Service
 from reskit.serving.settings import Settings
@@ -200,8 +202,11 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Ask a model."""
-        async with self._refusing(context):
-            return await self._answer(request, context.time_remaining())
+        with self._recorded(request, context) as record:
+            async with self._refusing(context):
+                answer = await self._answer(request, context.time_remaining())
+                record.ended_with("OK")
+                return answer
 
     async def ModelStreamInfer(  # noqa: N802
         self, requests: AsyncIterator[Any], context: Any
@@ -212,7 +217,7 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         async def read() -> None:
             try:
                 async for request in requests:
-                    await pending.put(asyncio.create_task(self._streamed(request)))
+                    await pending.put(asyncio.create_task(self._streamed(request, context)))
             finally:
                 await pending.put(None)
 
@@ -228,17 +233,22 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
                 if (task := pending.get_nowait()) is not None:
                     task.cancel()
 
-    async def _streamed(self, request: Any) -> Any:
+    async def _streamed(self, request: Any, context: Any) -> Any:
         """Return the answer to a request of a stream, which goes on after errors."""
-        try:
-            return pb.ModelStreamInferResponse(infer_response=await self._answer(request, None))
-        except ServingError as error:
-            self._service.metrics.failed(error.kind)
-            message = str(error)
-        except Exception:
-            _LOG.exception("a request of a stream failed")
-            self._service.metrics.failed("internal")
-            message = "a bug in reskit; the log says more"
+        with self._recorded(request, context) as record:
+            try:
+                answer = pb.ModelStreamInferResponse(infer_response=await self._answer(request, None))
+                record.ended_with("OK")
+                return answer
+            except ServingError as error:
+                self._service.metrics.failed(error.kind)
+                note_failure(error.kind, error.code)
+                message = str(error)
+            except Exception:
+                _LOG.exception("a request of a stream failed")
+                self._service.metrics.failed("internal")
+                record.ended_with("INTERNAL")
+                message = "a bug in reskit; the log says more"
         failed = pb.ModelInferResponse(id=request.id, model_name=request.model_name)
         return pb.ModelStreamInferResponse(error_message=message, infer_response=failed)
 
@@ -246,6 +256,14 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         asked = read_request(request, seconds)
         name, version = request.model_name, request.model_version
         return write_response(await self._service.infer(name, version, asked, "grpc"))
+
+    def _recorded(self, request: Any, context: Any) -> contextlib.AbstractContextManager[Record]:
+        """Return a context in which what is done for a request is noted."""
+        headers = {
+            name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)
+        }
+        name = headers.get("x-request-id") or request.id or uuid.uuid4().hex
+        return self._service.recorder.record(Record("grpc", name, "ModelInfer", headers))
 
     @contextlib.asynccontextmanager
     async def _refusing(self, context: Any) -> AsyncIterator[None]:
@@ -257,6 +275,7 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
             yield
         except ServingError as error:
             self._service.metrics.failed(error.kind)
+            note_failure(error.kind, error.code)
             metadata = [("retry-after", str(error.retry_after))] if isinstance(error, BusyError) else []
             metadata += [("x-request-id", given)] if given is not None else []
             await context.abort(getattr(grpc.StatusCode, error.code), str(error), tuple(metadata))

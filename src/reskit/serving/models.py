@@ -20,6 +20,7 @@ from reskit.serving.faults import BadRequestError, NotReadyError, UnknownModelEr
 from reskit.serving.folders import find_models
 from reskit.serving.metrics import Metrics, ModelMetrics, State
 from reskit.serving.predictor import Predictor
+from reskit.serving.records import note_answer
 from reskit.serving.settings import Settings
 
 __all__ = ["Model", "Repository"]
@@ -89,6 +90,7 @@ class Model:
         self.metrics.answered(answer)
         if self.drift is not None:
             self.drift.offer(inputs[INPUT], answer.outputs[OUTPUT])
+        note_answer(answer)
         return answer
 
     @asynccontextmanager

@@ -25,7 +25,7 @@ from reskit.errors import DataError
 from reskit.serving.faults import BadRequestError, EngineError, TooLargeError
 from reskit.serving.settings import Settings
 
-__all__ = ["Predictor", "open_upload"]
+__all__ = ["Predictor", "data_url", "open_upload"]
 
 MAX_BATCH = 16
 """Examples at once where nobody measured what is fastest."""
@@ -160,7 +160,7 @@ class Predictor:
         record = task.decode(outputs)[0]
         if pictures:
             drawn = task.pictures(image, outputs)
-            record["pictures"] = {name: _data_url(picture) for name, picture in drawn.items()}
+            record["pictures"] = {name: data_url(picture) for name, picture in drawn.items()}
         return record
 
     def _network(self, answer: Callable[[np.ndarray], np.ndarray]) -> Answers:
@@ -175,7 +175,8 @@ class Predictor:
         self.runner.close()
 
 
-def _data_url(picture: np.ndarray | Image.Image) -> str:
+def data_url(picture: np.ndarray | Image.Image) -> str:
+    """Return a picture as a URL that holds it, PNG."""
     held = io.BytesIO()
     (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(held, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -18,11 +18,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import reskit
 from reskit.serving import describing
 from reskit.serving.bodies import Bodies, compress, uploads_of
-from reskit.serving.faults import BadRequestError, BusyError, ServingError
+from reskit.serving.faults import BadRequestError, ServingError, headers_of
 from reskit.serving.openapi import answers, describe_errors, health
+from reskit.serving.page import add_page, credentials_of, is_of_page, sign_in_page
 from reskit.serving.platforms.instances import LENGTH, document_of
 from reskit.serving.platforms.routes import add_platform, open_routes
 from reskit.serving.protocol import InferBody, infer_request, infer_response
+from reskit.serving.records import Record, note_failure
 from reskit.serving.service import Service
 
 __all__ = ["make_app"]
@@ -30,6 +32,7 @@ __all__ = ["make_app"]
 _LOG = logging.getLogger("reskit.serving")
 _OPEN = frozenset({"/v2/health/live", "/v2/health/ready"})
 """Asked without a token: by what keeps the process running."""
+_QUIET = _OPEN | {"/metrics", "/page/live"}
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -47,7 +50,9 @@ def make_app(service: Service) -> FastAPI:
     _add_health(app, service)
     _add_models(app, service)
     _add_repository(app, service)
-    _add_inference(app, service, Bodies(service.settings))
+    bodies = Bodies(service.settings)
+    _add_inference(app, service, bodies)
+    add_page(app, service, bodies)
     describe_errors(app)
     return app
 
@@ -68,7 +73,7 @@ class _Door:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
+        path, headers = scope["path"], dict(scope["headers"])
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         name = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = name
@@ -76,15 +81,32 @@ class _Door:
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], (b"x-request-id", name.encode())]
+                record.ended_with(message["status"])
             await send(message)
 
-        if scope["path"] not in self._open:
-            try:
-                self._service.tokens.check(headers.get(b"authorization", b"").decode("latin-1"))
-            except ServingError as error:
-                await _refusal(self._service, error)(scope, receive, send_named)
-                return
-        await self._app(scope, receive, send_named)
+        with self._service.recorder.record(
+            Record.of_http(scope, name, quiet=scope["path"] in _QUIET)
+        ) as record:
+            given = None if path in self._open else credentials_of(path, headers)
+            if given is not None:
+                try:
+                    self._service.tokens.check(given)
+                except ServingError as error:
+                    await _closed(self._service, error, path, headers, given)(scope, receive, send_named)
+                    return
+            await self._app(scope, receive, send_named)
+
+
+def _closed(
+    service: Service, error: ServingError, path: str, headers: Mapping[bytes, bytes], given: str
+) -> Response:
+    """Return what a program, or a person at the page, is told who may not ask."""
+    if not is_of_page(path):
+        return _refusal(service, error)
+    if given:
+        service.metrics.failed(error.kind)
+        note_failure(error.kind, error.status)
+    return sign_in_page(given=bool(given), fragment=b"hx-request" in headers)
 
 
 def _handle_errors(app: FastAPI, service: Service) -> None:
@@ -114,14 +136,8 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
 
 def _refusal(service: Service, error: ServingError) -> Response:
     service.metrics.failed(error.kind)
-    headers = {}
-    if isinstance(error, BusyError):
-        headers["Retry-After"] = str(error.retry_after)
-    if error.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    if error.status in (401, 408, 413):  # the rest of the body is not read
-        headers["Connection"] = "close"
-    return JSONResponse({"error": str(error)}, error.status, headers)
+    note_failure(error.kind, error.status)
+    return JSONResponse({"error": str(error)}, error.status, headers_of(error))
 
 
 def _add_health(app: FastAPI, service: Service) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import logging
 import signal
 import socket
 import ssl
@@ -18,6 +19,7 @@ from reskit.errors import ConfigError
 from reskit.serving.connections import Connection
 from reskit.serving.grpc_service import GrpcServer
 from reskit.serving.platforms.environment import from_environment
+from reskit.serving.logs import log_json
 from reskit.serving.rest import make_app
 from reskit.serving.security import check_tls
 from reskit.serving.service import Service
@@ -25,6 +27,7 @@ from reskit.serving.settings import Settings
 
 __all__ = ["Server", "serve"]
 
+_LOG = logging.getLogger("reskit.serving")
 _KEEP_ALIVE_SECONDS = 75
 """Longer than load balancers keep idle connections, usually 60 s: else they send on what was just closed."""
 _OPEN_TO_ALL = "anyone who reaches this address may ask: --token-file or --tls-client-ca would say who"
@@ -65,10 +68,12 @@ class Server:
         self._rest = uvicorn.Server(self._rest_config())
         self._rest.capture_signals = contextlib.nullcontext  # type: ignore[assignment,method-assign]
         self._serving = asyncio.create_task(self._rest.serve([listening]))
+        self._keeping = asyncio.create_task(self.service.history.keep())
         if self._grpc is not None:
             await self._grpc.start()
         while not self._rest.started and not self._serving.done():
             await asyncio.sleep(0.005)
+        _LOG.info("started", extra={"fields": self.as_dict()})
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -77,8 +82,10 @@ class Server:
         await asyncio.sleep(self.settings.drain_s)
         self.service.stopping.set()
         self._rest.should_exit = True
+        self._keeping.cancel()
         await asyncio.gather(self._serving, *([self._grpc.stop()] if self._grpc is not None else []))
         await self.service.close()
+        _LOG.info("stopped")
 
     async def run(self) -> None:
         """Go on until SIGTERM or SIGINT."""
@@ -183,9 +190,12 @@ def serve(
 
     _allow_many_connections()
     settings |= from_environment(settings.get("platform"), os.environ)
+    checked = Settings.of(settings)
+    if checked.log_format == "json":
+        log_json()
 
     async def main() -> None:
-        async with Server(bundles, Settings.of(settings)) as server:
+        async with Server(bundles, checked) as server:
             started(server)
             await server.run()
 

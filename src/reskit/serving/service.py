@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextvars
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,15 +19,18 @@ from reskit.backends.servable import INPUT, OUTPUT
 from reskit.errors import InputError, ReskitError
 from reskit.serving import describing
 from reskit.serving.faults import BadRequestError, BusyError, DeadlineError, NotReadyError, ServingError
+from reskit.serving.history import History
 from reskit.serving.metrics import Metrics
 from reskit.serving.models import Model, Repository
 from reskit.serving.predictor import open_upload
 from reskit.serving.protocol import InferRequest, InferResponse, Output, Wanted, classified
+from reskit.serving.records import Recorder, note_model, note_stage
 from reskit.serving.security import Tokens
 from reskit.serving.settings import Settings
 
 __all__ = ["Service"]
 
+_T = TypeVar("_T")
 _READERS = 32
 """Uploads read or waited for at the same time."""
 
@@ -42,10 +46,14 @@ class Service:
     def __init__(self, places: Iterable[tuple[str | None, Path]], settings: Settings) -> None:
         self.settings = settings
         self.tokens = Tokens.read(settings.token_file)
+        self.recorder = Recorder()
+        self.started = time.time()
         self.metrics = Metrics(lambda: [model.state() for model in self.models.models])
+        self.history = History(self.metrics)
         self.models = Repository(places, settings, self.metrics)
         self.draining = False
         self.stopping = asyncio.Event()
+        self.explaining = asyncio.Lock()
         self._uploads = 0
         self._readers = concurrent.futures.ThreadPoolExecutor(_READERS, thread_name_prefix="reskit-read")
 
@@ -149,6 +157,10 @@ class Service:
         except ReskitError as error:
             raise BadRequestError(f"model {name!r} cannot be loaded: {error}") from error
 
+    async def reading(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        """Return what a function returns that is called in a thread, as uploads are read."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, partial(function, *arguments))
+
     async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Load a model; what is loaded comes from the folders named at the start alone.
 
@@ -233,7 +245,8 @@ class Service:
         loop = asyncio.get_running_loop()
         blank = model.predictor.bundle.task.blank
         try:
-            read = partial(self._record, model, data, deadline, pictures, loop)
+            asked = contextvars.copy_context()  # threads have none of their own
+            read = partial(asked.run, self._record, model, data, deadline, pictures, loop)
             record = await loop.run_in_executor(self._readers, read)
         except ServingError as error:
             return {"input": filename, **blank, "error": str(error)}, error
@@ -257,12 +270,15 @@ class Service:
             raise DeadlineError("no answer in time")
         began = time.perf_counter()
         image = model.predictor.read(open_upload(data, self.settings.max_pixels))
-        loop.call_soon_threadsafe(model.metrics.preprocessed, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        note_stage("preprocess", int(seconds * 1e9))
+        loop.call_soon_threadsafe(model.metrics.preprocessed, seconds)
         return model.predictor.record(image, answer, pictures=pictures)
 
     @contextmanager
     def _counted(self, model: Model, protocol: str) -> Iterator[None]:
         """Count a request and how it ended."""
+        note_model(model.name, model.version)
         began, kind = time.perf_counter_ns(), "cancelled"
         try:
             yield

@@ -41,6 +41,7 @@ class Settings(BaseModel):
         tls_key: its private key, PEM.
         tls_client_ca: certificates that clients must have one signed by.
         platform: whose routes are answered too; from Python, `Platform` or its name.
+        log_format: of `serve`: ``text`` says what goes wrong, ``json`` tells machines of every request.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -67,6 +68,7 @@ class Settings(BaseModel):
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
     platform: Platform | None = None
+    log_format: Literal["text", "json"] = "text"
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:

@@ -118,6 +118,8 @@ class Task(ABC):
     """Whether an answer is one class, that of the largest output."""
     statistics: ClassVar[Literal["none"] | None] = None
     """How pixels are always scaled, whatever a recipe says of ``preprocess.statistics``."""
+    takes: ClassVar[Literal["image"]] = "image"
+    """What people give it to be answered."""
     pipeline_tag: ClassVar[str]
     """The Hugging Face Hub's name of the task."""
     Settings: ClassVar[type[TaskSettings]] = TaskSettings

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from reskit.cli_deploy import deploy
 from reskit.errors import ConfigError, ReskitError
 
 _USERS_TO_MEND = {errno.EACCES, errno.EDQUOT, errno.ENAMETOOLONG, errno.ENOSPC, errno.EPERM, errno.EROFS}
@@ -24,6 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(deploy, name="deploy")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

@@ -321,6 +321,25 @@ def serve(
     tls_client_ca: Annotated[
         Path | None, typer.Option(help="Ask clients for certificates that these signed, PEM.")
     ] = None,
+    journal: Annotated[
+        Path | None, typer.Option(help="Write deployments and signs of life to this file.")
+    ] = None,
+    watch: Annotated[
+        float, typer.Option(help="Seconds between looks for new versions; 0: only when told to load.")
+    ] = 0.0,
+    rollout: Annotated[
+        Literal["at-once", "canary", "shadow"], typer.Option(help="How a new version takes over.")
+    ] = "at-once",
+    rollout_share: Annotated[
+        float, typer.Option(help="Part of the requests that old and new are both asked on trial.")
+    ] = 0.1,
+    rollout_requests: Annotated[int, typer.Option(help="So many of them decide.")] = 100,
+    rollout_seconds: Annotated[float, typer.Option(help="Decide after so long with what was seen.")] = 600.0,
+    rollout_errors: Annotated[float, typer.Option(help="Part of them the new one may fail.")] = 0.01,
+    rollout_disagreement: Annotated[float, typer.Option(help="Part of them it may answer otherwise.")] = 0.2,
+    rollout_slowdown: Annotated[
+        float, typer.Option(help="Its median time may be so many times the old one's.")
+    ] = 2.0,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -358,6 +377,15 @@ def serve(
         tls_cert=tls_cert,
         tls_key=tls_key,
         tls_client_ca=tls_client_ca,
+        journal=journal,
+        watch_s=watch,
+        rollout=rollout,
+        rollout_share=rollout_share,
+        rollout_requests=rollout_requests,
+        rollout_s=rollout_seconds,
+        rollout_errors=rollout_errors,
+        rollout_disagreement=rollout_disagreement,
+        rollout_slowdown=rollout_slowdown,
     )
 
 

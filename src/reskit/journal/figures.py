@@ -145,7 +145,10 @@ class History:
         }
         return [
             *map(_line, self.deployments),
-            *(f"{name}: {'not known yet' if rate is None else f'{rate:.2%}'}" for name, rate in rates.items()),
+            *(
+                f"{name}: {'not known yet' if rate is None else f'{rate:.2%}'}"
+                for name, rate in rates.items()
+            ),
         ]
 
 

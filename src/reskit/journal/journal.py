@@ -37,8 +37,10 @@ CREATE TABLE events (
     deployment INTEGER,
     data TEXT NOT NULL
 ) STRICT;
-CREATE TRIGGER never_altered BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'events are never altered'); END;
-CREATE TRIGGER never_deleted BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'events are never deleted'); END;
+CREATE TRIGGER never_altered BEFORE UPDATE ON events
+BEGIN SELECT RAISE(ABORT, 'events are never altered'); END;
+CREATE TRIGGER never_deleted BEFORE DELETE ON events
+BEGIN SELECT RAISE(ABORT, 'events are never deleted'); END;
 PRAGMA application_id = {_APPLICATION};
 """
 
@@ -173,7 +175,7 @@ def _is_journal(database: sqlite3.Connection, path: Path) -> bool:
 def _rows(database: sqlite3.Connection) -> Iterator[Event]:
     names = ", ".join(Event._fields)
     for row in database.execute(f"SELECT {names} FROM events ORDER BY id"):
-        yield Event(*row[:-1], json.loads(row[-1]))
+        yield Event._make((*row[:-1], json.loads(row[-1])))
 
 
 @contextlib.contextmanager

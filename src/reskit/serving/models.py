@@ -16,6 +16,7 @@ from reskit.errors import ConfigError, ReskitError, did_you_mean
 from reskit.serving.batching import Answered, Batcher
 from reskit.serving.faults import BadRequestError, NotReadyError, UnknownModelError
 from reskit.serving.folders import find_models
+from reskit.serving.golden import replay
 from reskit.serving.metrics import Metrics, ModelMetrics, State
 from reskit.serving.predictor import Predictor
 from reskit.serving.settings import Settings
@@ -109,7 +110,6 @@ class Repository:
         self._settings, self._metrics = settings, metrics
         self._loaded: dict[str, dict[str, Model]] = {}
         self._states: dict[tuple[str, str], tuple[str, str]] = {}
-        self._turns: dict[str, asyncio.Lock] = {}
         self._found = find_models(self._places)
 
     @property
@@ -145,7 +145,7 @@ class Repository:
 
     def index(self) -> list[dict[str, str]]:
         """Return every model and version in the folders, and the state it is in."""
-        self._look()
+        self.look()
         rows = []
         for name in sorted({*self._found, *self._loaded}):
             for version in sorted({*self._found.get(name, ()), *self._loaded.get(name, ())}, key=int):
@@ -156,52 +156,57 @@ class Repository:
                 rows.append({"name": name, "version": version, "state": state, "reason": reason})
         return rows
 
-    async def load_all(self) -> None:
-        """Load the newest version of every model.
+    def found(self, name: str) -> Mapping[str, Path]:
+        """Return the versions of a model in the folders, and where they are."""
+        return self._found.get(name, {})
 
-        Raises:
-            ReskitError: one cannot be loaded.
-        """
-        for name in self.names():
-            await self.load(name)
-
-    async def load(self, name: str, policy: Mapping[str, Any] | None = None) -> None:
-        """Load a model from the folders named at the start, or load it again.
-
-        What answered until then goes on until the new one is ready, and still answers what it was given.
+    def wanted(self, name: str, policy: Mapping[str, Any] | None = None) -> list[str]:
+        """Return the versions that a policy names, oldest first.
 
         Args:
             name: of the model.
-            policy: which versions, as ``version_policy`` of Triton's model config; the newest when absent.
+            policy: as ``version_policy`` of Triton's model config; the newest when absent.
 
         Raises:
             UnknownModelError: there is no such model in the folders.
             BadRequestError: the policy is not one.
-            ReskitError: a bundle cannot be loaded, as `Predictor.load` says.
         """
-        self._look()
         if name not in self._found:
             raise UnknownModelError(f"unknown model {name!r}{did_you_mean(name, self._found)}")
-        async with self._turns.setdefault(name, asyncio.Lock()):
-            wanted = _versions(self._found[name], policy)
-            fresh: dict[str, Model] = {}
-            for version in wanted:
-                self._states[name, version] = ("LOADING", "")
-                try:
-                    predictor = await asyncio.to_thread(
-                        Predictor.load, self._found[name][version], self._settings
-                    )
-                except ReskitError as error:
-                    self._states[name, version] = ("UNAVAILABLE", str(error))
-                    for model in fresh.values():
-                        await model.close()
-                    raise
-                fresh[version] = Model(name, version, predictor, self._metrics, self._settings)
-            old = self._loaded.get(name, {})
-            self._loaded[name] = fresh
-            for version in fresh:
-                self._states[name, version] = ("READY", "")
-            await self._retire(old.values(), keep=fresh)
+        return sorted(_versions(self._found[name], policy), key=int)
+
+    async def prepare(self, name: str, version: str) -> Model:
+        """Load a version from the folders named at the start, and hold it to its golden samples.
+
+        Whatever answers goes on; `install` or `discard` what this returns.
+
+        Raises:
+            ReskitError: a bundle cannot be loaded, as `Predictor.load` says, or does not keep its promises.
+        """
+        self._states[name, version] = ("LOADING", "")
+        try:
+            predictor = await asyncio.to_thread(_proven, self._found[name][version], self._settings)
+        except ReskitError as error:
+            self._states[name, version] = ("UNAVAILABLE", str(error))
+            raise
+        return Model(name, version, predictor, self._metrics, self._settings)
+
+    async def install(self, name: str, fresh: Mapping[str, Model]) -> None:
+        """Let versions answer instead of those that do, which still answer what they were given."""
+        old = self._loaded.get(name, {})
+        self._loaded[name] = dict(fresh)
+        for version in fresh:
+            self._states[name, version] = ("READY", "")
+        await self._retire(old.values(), keep=fresh)
+
+    async def discard(self, model: Model, reason: str) -> None:
+        """Give back a version that will not answer."""
+        self.note(model, "UNAVAILABLE", reason)
+        await model.close()
+
+    def note(self, model: Model, state: str, reason: str) -> None:
+        """Say in the index what a version is at."""
+        self._states[model.name, model.version] = (state, reason)
 
     async def unload(self, name: str) -> None:
         """Unload a model; what it was asked before is answered.
@@ -211,10 +216,9 @@ class Repository:
         """
         if name not in self._found and name not in self._loaded:
             raise UnknownModelError(f"unknown model {name!r}{did_you_mean(name, self._found)}")
-        async with self._turns.setdefault(name, asyncio.Lock()):
-            await self._retire(self._loaded.pop(name, {}).values(), keep={})
+        await self._retire(self._loaded.pop(name, {}).values(), keep={})
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """Look into the folders again."""
         with contextlib.suppress(ConfigError, OSError):  # what is loaded answers on, whatever became of them
             self._found = find_models(self._places)
@@ -231,6 +235,16 @@ class Repository:
             await model.close()
             if model.version not in keep:
                 self._states[key] = ("UNAVAILABLE", "unloaded")
+
+
+def _proven(path: Path, settings: Settings) -> Predictor:
+    predictor = Predictor.load(path, settings)
+    try:
+        replay(predictor)
+    except ReskitError:
+        predictor.close()
+        raise
+    return predictor
 
 
 def _versions(found: Mapping[str, Path], policy: Mapping[str, Any] | None) -> list[str]:

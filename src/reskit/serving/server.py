@@ -58,7 +58,7 @@ class Server:
             if self.settings.grpc_port is not None:
                 self._grpc = GrpcServer(self.service, self.settings)
                 undo.push_async_callback(self._grpc.stop)
-            await self.service.models.load_all()
+            await self.service.deployer.start()
             undo.pop_all()
         self._rest = uvicorn.Server(self._rest_config())
         self._rest.capture_signals = contextlib.nullcontext  # type: ignore[assignment,method-assign]

@@ -17,6 +17,8 @@ import numpy as np
 from reskit.backends.servable import INPUT, OUTPUT
 from reskit.errors import InputError, ReskitError
 from reskit.serving import describing
+from reskit.serving.deploying import Deployer
+from reskit.serving.deploying.deployer import MODES
 from reskit.serving.faults import BadRequestError, BusyError, DeadlineError, NotReadyError, ServingError
 from reskit.serving.metrics import Metrics
 from reskit.serving.models import Model, Repository
@@ -44,6 +46,7 @@ class Service:
         self.tokens = Tokens.read(settings.token_file)
         self.metrics = Metrics(lambda: [model.state() for model in self.models.models])
         self.models = Repository(places, settings, self.metrics)
+        self.deployer = Deployer(self.models, settings, self.metrics, self.ready)
         self.draining = False
         self.stopping = asyncio.Event()
         self._uploads = 0
@@ -63,15 +66,24 @@ class Service:
         Raises:
             ServingError: it is refused, or could not be answered.
         """
-        model = self.models.get(name, version)
+
+        async def ask(model: Model, due: float, unseen: bool) -> InferResponse:
+            return await self._infer(model, request, due, "shadow" if unseen else protocol)
+
+        return await self.deployer.answer(name, version, ask, self._deadline(request.timeout_s))
+
+    async def _infer(
+        self, model: Model, request: InferRequest, deadline: float, protocol: str
+    ) -> InferResponse:
+        """Answer by one model."""
         async with model.used():
             with self._counted(model, protocol):
                 try:
                     rows = model.predictor.signature.check(request.inputs)
                 except InputError as error:
-                    raise BadRequestError(f"model {name!r}: {error}") from None
+                    raise BadRequestError(f"model {model.name!r}: {error}") from None
                 wanted = self._wanted(model, request)
-                answer = await model.infer(request.inputs, rows, self._deadline(request.timeout_s))
+                answer = await model.infer(request.inputs, rows, deadline)
                 labels = model.predictor.labels
                 return InferResponse(
                     model=model.name,
@@ -99,23 +111,38 @@ class Service:
         """
         if not name and len(self.models.names()) != 1:
             raise BadRequestError(f"say which model: {', '.join(self.models.names())}")
-        model = self.models.get(name or self.models.names()[0], version)
         if self._uploads + len(uploads) > self.settings.queue:
             raise BusyError(f"{self._uploads} uploads are waiting, {self.settings.queue} is the most", 1)
-        began = time.perf_counter()
-        deadline = self._deadline(None)
+
+        async def ask(model: Model, due: float, unseen: bool) -> dict[str, Any]:
+            protocol = "shadow" if unseen else "predict"
+            return await self._predict(model, uploads, due, pictures and not unseen, protocol)
+
         self._uploads += len(uploads)
         try:
-            async with model.used():
-                with self._counted(model, "predict"):
-                    rows = await asyncio.gather(
-                        *(self._row(model, *upload, deadline, pictures) for upload in uploads)
-                    )
-                    failed = [error for _, error in rows if error is not None]
-                    if len(failed) == len(rows):
-                        raise failed[0]
+            chosen = name or self.models.names()[0]
+            return await self.deployer.answer(chosen, version, ask, self._deadline(None))
         finally:
             self._uploads -= len(uploads)
+
+    async def _predict(
+        self,
+        model: Model,
+        uploads: Sequence[tuple[str, bytes]],
+        deadline: float,
+        pictures: bool,
+        protocol: str,
+    ) -> dict[str, Any]:
+        """Answer for uploads by one model."""
+        began = time.perf_counter()
+        async with model.used():
+            with self._counted(model, protocol):
+                rows = await asyncio.gather(
+                    *(self._row(model, *upload, deadline, pictures) for upload in uploads)
+                )
+                failed = [error for _, error in rows if error is not None]
+                if len(failed) == len(rows):
+                    raise failed[0]
         return {
             "model": model.name,
             "version": model.version,
@@ -129,7 +156,8 @@ class Service:
 
         Args:
             name: of the model.
-            parameters: of the protocol: ``config`` may hold a ``version_policy`` as JSON, and nothing else.
+            parameters: of the protocol: ``config`` may hold a ``version_policy`` as JSON, and nothing else;
+                ``rollout`` says how the new version takes over, as the setting of that name does.
 
         Raises:
             ServingError: there is no such model, it cannot be loaded, or something else was asked for.
@@ -137,11 +165,13 @@ class Service:
         if self.draining:
             raise NotReadyError("the service is stopping")
         for key in parameters:
-            if key != "config":
+            if key not in ("config", "rollout"):
                 raise BadRequestError(
                     f"parameter {key[:80]!r} is not taken: models come from the service's folders"
                 )
-        policy = None
+        policy, mode = None, parameters.get("rollout")
+        if mode is not None and not isinstance(mode, str):
+            raise BadRequestError(f"rollout must be one of {', '.join(MODES)}")
         if (config := parameters.get("config")) is not None:
             try:
                 asked = json.loads(config)
@@ -153,7 +183,7 @@ class Service:
                     "only version_policy of a config is taken: a bundle says all else itself"
                 )
         try:
-            await self.models.load(name, policy)
+            await self.deployer.load(name, policy, mode)
         except ServingError:
             raise
         except ReskitError as error:
@@ -179,6 +209,7 @@ class Service:
     async def close(self) -> None:
         """Answer what is under way and unload everything."""
         self.draining = True
+        await self.deployer.close()
         await self.models.close()
         self._readers.shutdown(wait=False, cancel_futures=True)
 

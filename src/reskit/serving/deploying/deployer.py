@@ -143,7 +143,7 @@ class Deployer:
         if self._started:
             with _logged("the journal lacks the stop"):
                 await self._write_traffic()
-                await self._recorder.append("stop", ready=self._ready())
+                await self._recorder.append("stop")
         await self._recorder.close()
 
     # Deployments.

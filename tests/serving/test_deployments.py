@@ -19,6 +19,7 @@ from served import Running, png
 
 from reskit.errors import ConfigError, OutputError
 from reskit.journal import Journal, read_journal
+from reskit.serving.predictor import Predictor
 
 __all__ = ["pushed", "sabotage"]
 
@@ -346,7 +347,7 @@ def test_a_life_is_recorded(
     assert server.infer(images[:1]).status == 500
     until(lambda: [event.kind for event in read_journal(pushed.journal)].count("heartbeat") >= 2)
     server.stop()
-    events = read_journal(pushed.journal)
+    events = list(read_journal(pushed.journal))
     assert (events[0].kind, events[-1].kind) == ("start", "stop")
     traffic = [event for event in events if event.kind == "traffic"]
     assert sum(event.data["requests"] for event in traffic) == 3
@@ -372,3 +373,20 @@ def test_of_several_versions_all_serve_or_none(
     assert server.post("/v2/repository/models/digits/load", body).status == 200
     assert ask(server, images, expected) == "1"
     assert [one.outcome for one in pushed.history().deployments] == ["refused", "reverted", "promoted"]
+
+
+def test_an_engine_that_cannot_start_is_refused(
+    start: Callable[..., Running],
+    pushed: Pushed,
+    images: np.ndarray,
+    expected: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = start(watch_s=0.05)
+    monkeypatch.setattr(Predictor, "load", lambda path, settings: fail(None, path))
+    pushed.push("2")
+    until(lambda: pushed.history().deployments and pushed.last().outcome == "refused")
+    assert "cannot be run: MemoryError: no room" in pushed.last().reason
+    monkeypatch.undo()
+    pushed.push("3")  # whoever watches goes on
+    until(lambda: ask(server, images, expected) == "3")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from itertools import pairwise
 from typing import Any, Literal
 
 from reskit.journal.journal import Event
@@ -152,18 +151,24 @@ class History:
         ]
 
 
-def history(events: Sequence[Event]) -> History:
-    """Return what events, in their order, come to."""
-    runs: dict[str, list[Event]] = {}
+def history(events: Iterable[Event]) -> History:
+    """Return what events, in their order, come to; one pass, however many they are."""
+    ledger, first, last = _Ledger(), None, None
+    up, starts, kills = 0.0, 0, 0
     for event in events:
-        runs.setdefault(event.run, []).append(event)
-    lives = list(runs.values())
+        if last is None or event.run != last.run:
+            starts += 1
+            kills += last is not None and last.kind != "stop"
+        elif event.data.get("ready", True):
+            up += max(0.0, event.at - last.at)
+        ledger.enter(event)
+        first, last = first or event, event
     return History(
-        deployments=_deployments(events),
-        seconds=max(0.0, events[-1].at - events[0].at) if events else 0.0,
-        seconds_up=sum(map(_seconds_up, lives)),
-        starts=len(lives),
-        kills=sum(life[-1].kind != "stop" for life in lives[:-1]),
+        deployments=list(ledger.found.values()),
+        seconds=max(0.0, last.at - first.at) if first and last else 0.0,
+        seconds_up=up,
+        starts=starts,
+        kills=kills,
     )
 
 
@@ -176,21 +181,25 @@ def _line(one: Deployment) -> str:
     return f"{came}: {one.outcome.replace('_', ' ')}{reason}{errors}"
 
 
-def _deployments(events: Sequence[Event]) -> list[Deployment]:
-    found: dict[int, Deployment] = {}
-    serving: dict[str, Deployment] = {}
-    traffic: dict[str, Traffic] = {}
-    for event in events:
+class _Ledger:
+    """Deployments, and the requests before and after them, as events come in."""
+
+    def __init__(self) -> None:
+        self.found: dict[int, Deployment] = {}
+        self._promoted: dict[str, Deployment] = {}
+        self._traffic: dict[str, Traffic] = {}
+
+    def enter(self, event: Event) -> None:
         model, version = event.model or "", event.version or ""
         if event.kind == "start":
-            for one in found.values():
+            for one in self.found.values():
                 if one.ended is None:
                     one.outcome, one.reason = "interrupted", "the process ended"
         elif event.kind == "traffic":
             seen = Traffic(event.data["requests"], event.data["failed"])
-            traffic.setdefault(model, Traffic()).add(seen)
+            self._traffic.setdefault(model, Traffic()).add(seen)
         elif event.kind == "begun":
-            found[event.id] = Deployment(
+            self.found[event.id] = Deployment(
                 id=event.id,
                 model=model,
                 version=version,
@@ -198,24 +207,19 @@ def _deployments(events: Sequence[Event]) -> list[Deployment]:
                 mode=event.data["mode"],
                 begun=event.at,
             )
-        elif event.kind in _ENDS and event.deployment in found:
-            one = found[event.deployment]
-            one.ended, one.outcome = event.at, event.kind  # type: ignore[assignment]
-            one.reason, one.figures = event.data.get("reason", ""), event.data.get("figures", {})
-            if event.kind == "promoted":
-                last = serving.get(model)
-                if last is not None and int(version) < int(last.version):
-                    last.outcome, last.reason = "reverted", f"replaced by version {version}"
-                one.before = traffic.get(model, Traffic())
-                traffic[model], serving[model] = one.after, one
-    return list(found.values())
+        elif event.kind in _ENDS and event.deployment in self.found:
+            self._end(self.found[event.deployment], event)
 
-
-def _seconds_up(life: Sequence[Event]) -> float:
-    """Return how long a service was ready, as far as it could still say so."""
-    return sum(
-        max(0.0, later.at - earlier.at) for earlier, later in pairwise(life) if later.data.get("ready", True)
-    )
+    def _end(self, one: Deployment, event: Event) -> None:
+        one.ended, one.outcome = event.at, event.kind  # type: ignore[assignment]
+        one.reason, one.figures = event.data.get("reason", ""), event.data.get("figures", {})
+        if event.kind != "promoted":
+            return
+        last = self._promoted.get(one.model)
+        if last is not None and int(one.version) < int(last.version):
+            last.outcome, last.reason = "reverted", f"replaced by version {one.version}"
+        one.before = self._traffic.get(one.model, Traffic())
+        self._traffic[one.model], self._promoted[one.model] = one.after, one
 
 
 def _reduction(before: Traffic, after: Traffic) -> float | None:

@@ -113,9 +113,9 @@ class Journal:
             raise OutputError(f"cannot write the journal {self.path}: {error}; free space there") from None
         return int(done.lastrowid or 0)
 
-    def events(self) -> list[Event]:
-        """Return all that was written until now, by this service or those before it."""
-        return list(_rows(self._database))
+    def deployments(self) -> list[Event]:
+        """Return what was written of deployments and starts until now, also by services before this one."""
+        return list(_rows(self._database, "kind NOT IN ('heartbeat', 'traffic')"))
 
     def close(self) -> None:
         """Let others write."""
@@ -128,8 +128,8 @@ class Journal:
         self.close()
 
 
-def read_journal(path: str | Path) -> list[Event]:
-    """Return the events of a journal, which may be in use, or left behind by a service that was killed.
+def read_journal(path: str | Path) -> Iterator[Event]:
+    """Yield the events of a journal, which may be in use, or left behind by a service that was killed.
 
     Raises:
         ConfigError: there is none.
@@ -140,7 +140,8 @@ def read_journal(path: str | Path) -> list[Event]:
     with _naming(path):
         where = f"file:{quote(str(path.absolute()))}?mode=ro"
         with contextlib.closing(sqlite3.connect(where, uri=True)) as database:
-            return list(_rows(database)) if _is_journal(database, path) else []
+            if _is_journal(database, path):
+                yield from _rows(database)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -172,9 +173,9 @@ def _is_journal(database: sqlite3.Connection, path: Path) -> bool:
     return False
 
 
-def _rows(database: sqlite3.Connection) -> Iterator[Event]:
+def _rows(database: sqlite3.Connection, where: str = "true") -> Iterator[Event]:
     names = ", ".join(Event._fields)
-    for row in database.execute(f"SELECT {names} FROM events ORDER BY id"):
+    for row in database.execute(f"SELECT {names} FROM events WHERE {where} ORDER BY id"):
         yield Event._make((*row[:-1], json.loads(row[-1])))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from reskit.errors import ConfigError, ReskitError, did_you_mean
+from reskit.errors import BackendError, ConfigError, ReskitError, did_you_mean
 from reskit.serving.batching import Answered, Batcher
 from reskit.serving.faults import BadRequestError, NotReadyError, UnknownModelError
 from reskit.serving.folders import find_models
@@ -238,7 +238,12 @@ class Repository:
 
 
 def _proven(path: Path, settings: Settings) -> Predictor:
-    predictor = Predictor.load(path, settings)
+    try:
+        predictor = Predictor.load(path, settings)
+    except ReskitError:
+        raise
+    except Exception as error:  # an engine may raise anything; it costs nothing but this version
+        raise BackendError(f"bundle {path} cannot be run: {type(error).__name__}: {error}") from error
     try:
         replay(predictor)
     except ReskitError:

@@ -25,7 +25,7 @@ from reskit.serving.settings import Settings
 __all__ = ["MODES", "Deployer"]
 
 _LOG = logging.getLogger("reskit.serving")
-_HEARTBEAT_S = 15.0
+_HEARTBEAT_S = 30.0
 
 Mode = Literal["at-once", "canary", "shadow"]
 MODES: tuple[Mode, ...] = ("at-once", "canary", "shadow")

@@ -28,7 +28,7 @@ class Recorder:
         self._numbers = itertools.count(1)
 
     async def open(self) -> list[Event]:
-        """Start to write; return what was written before.
+        """Start to write; return what was written of deployments before.
 
         Raises:
             ConfigError: it is no journal, or another service writes in it.
@@ -37,7 +37,7 @@ class Recorder:
             return []
         loop = asyncio.get_running_loop()
         self._journal = await loop.run_in_executor(self._thread, Journal, self._path)
-        return await loop.run_in_executor(self._thread, self._journal.events)
+        return await loop.run_in_executor(self._thread, self._journal.deployments)
 
     async def append(self, kind: Kind, **event: Any) -> int:
         """Write an event, see `Journal.append`; return its number once it is on disk."""

@@ -4,8 +4,8 @@ A profile is made of 2,000 training images and of 4,000 of one half of the test 
 other half: clean, and with noise, blur and less contrast at five levels, in the manner of Hendrycks and
 Dietterich, Benchmarking Neural Network Robustness to Common Corruptions and Perturbations, 2019 (the
 parameters are those of their sets for small images). A window counts as alarmed when its inputs or its
-predicted classes are over the profile's thresholds. How seldom clean windows are is then counted again over 20
-other divisions of the same test images.
+predicted classes are over the thresholds of the profile. How seldom clean windows are is then counted over 20
+other divisions of the same test images too.
 
     python benchmarks/drift.py --bundle runs/cifar10-resnet20/bundle --data PATH/cifar10-jpeg
 """

@@ -340,6 +340,25 @@ def serve(
     log_format: Annotated[
         Literal["text", "json"], typer.Option(help="json: a line for every request, for machines.")
     ] = "text",
+    journal: Annotated[
+        Path | None, typer.Option(help="Write deployments and signs of life to this file.")
+    ] = None,
+    watch: Annotated[
+        float, typer.Option(help="Seconds between looks for new versions; 0: only when told to load.")
+    ] = 0.0,
+    rollout: Annotated[
+        Literal["at-once", "canary", "shadow"], typer.Option(help="How a new version takes over.")
+    ] = "at-once",
+    rollout_share: Annotated[
+        float, typer.Option(help="Part of the requests that old and new are both asked on trial.")
+    ] = 0.1,
+    rollout_requests: Annotated[int, typer.Option(help="So many of them decide.")] = 100,
+    rollout_seconds: Annotated[float, typer.Option(help="Decide after so long with what was seen.")] = 600.0,
+    rollout_errors: Annotated[float, typer.Option(help="Part of them the new one may fail.")] = 0.01,
+    rollout_disagreement: Annotated[float, typer.Option(help="Part of them it may answer otherwise.")] = 0.2,
+    rollout_slowdown: Annotated[
+        float, typer.Option(help="Its median time may be so many times the old one's.")
+    ] = 2.0,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -381,6 +400,15 @@ def serve(
         tls_client_ca=tls_client_ca,
         platform=platform,
         log_format=log_format,
+        journal=journal,
+        watch_s=watch,
+        rollout=rollout,
+        rollout_share=rollout_share,
+        rollout_requests=rollout_requests,
+        rollout_s=rollout_seconds,
+        rollout_errors=rollout_errors,
+        rollout_disagreement=rollout_disagreement,
+        rollout_slowdown=rollout_slowdown,
     )
 
 
@@ -738,7 +766,7 @@ def _print_paths(paths: dict[str, Path]) -> None:
 
 
 def _serving(bundle: Path) -> str:
-    """Return the command that serves a bundle, after that which installs what serving needs, if it must be."""
+    """Return the command that serves a bundle, after that which installs what serving needs."""
     called = Path(sys.argv[0])
     found = shutil.which("reskit")
     here = called.name != "reskit" or (found is not None and called.exists() and called.samefile(found))

@@ -50,3 +50,18 @@ def deploy(
     for file in done.files:
         typer.echo(done.folder / file)
     typer.echo(f"the commands are in {done.folder / 'README.md'}", err=True)
+
+
+@app.command("history")
+def history(
+    journal: Annotated[Path, typer.Argument(metavar="JOURNAL", help="What `reskit serve --journal` wrote.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Say which versions were deployed, how it ended, and the rates: success, uptime, error reduction."""
+    from reskit.files import to_json
+    from reskit.journal import history as figures
+    from reskit.journal import read_journal
+
+    found = figures(read_journal(journal))
+    typer.echo(to_json(found.as_dict()) if json else "\n".join(found.lines()), nl=not json)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from reskit.errors import ConfigError
 
-__all__ = ["find_models"]
+__all__ = ["digest", "find_models"]
 
 _CONFIG = "config.json"
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
@@ -42,6 +43,15 @@ def find_models(places: Iterable[tuple[str | None, Path]]) -> dict[str, dict[str
                 raise ConfigError(f"two models are called {name!r}: name one of them otherwise, NAME={place}")
             found[name] = versions
     return found
+
+
+def digest(bundle: Path) -> str:
+    """Return what changes when a file of a bundle is written again; empty where there is none."""
+    if not (bundle / _CONFIG).is_file():
+        return ""
+    files = sorted(path for path in bundle.glob("*.*") if path.is_file())
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()
 
 
 def _bundles(place: Path) -> dict[str, Path]:

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from reskit.backends.servable import INPUT, OUTPUT
-from reskit.errors import ConfigError, ReskitError, did_you_mean
+from reskit.errors import BackendError, ConfigError, ReskitError, did_you_mean
 from reskit.serving.batching import Answered, Batcher
 from reskit.serving.drift import DriftWatch
 from reskit.serving.faults import BadRequestError, NotReadyError, UnknownModelError
 from reskit.serving.folders import find_models
+from reskit.serving.golden import replay
 from reskit.serving.metrics import Metrics, ModelMetrics, State
 from reskit.serving.predictor import Predictor
 from reskit.serving.records import note_answer
@@ -133,7 +134,6 @@ class Repository:
         self._settings, self._metrics = settings, metrics
         self._loaded: dict[str, dict[str, Model]] = {}
         self._states: dict[tuple[str, str], tuple[str, str]] = {}
-        self._turns: dict[str, asyncio.Lock] = {}
         self._found = find_models(self._places)
 
     @property
@@ -169,7 +169,7 @@ class Repository:
 
     def index(self) -> list[dict[str, str]]:
         """Return every model and version in the folders, and the state it is in."""
-        self._look()
+        self.look()
         rows = []
         for name in sorted({*self._found, *self._loaded}):
             for version in sorted({*self._found.get(name, ()), *self._loaded.get(name, ())}, key=int):
@@ -180,52 +180,57 @@ class Repository:
                 rows.append({"name": name, "version": version, "state": state, "reason": reason})
         return rows
 
-    async def load_all(self) -> None:
-        """Load the newest version of every model.
+    def found(self, name: str) -> Mapping[str, Path]:
+        """Return the versions of a model in the folders, and where they are."""
+        return self._found.get(name, {})
 
-        Raises:
-            ReskitError: one cannot be loaded.
-        """
-        for name in self.names():
-            await self.load(name)
-
-    async def load(self, name: str, policy: Mapping[str, Any] | None = None) -> None:
-        """Load a model from the folders named at the start, or load it again.
-
-        What answered until then goes on until the new one is ready, and still answers what it was given.
+    def wanted(self, name: str, policy: Mapping[str, Any] | None = None) -> list[str]:
+        """Return the versions that a policy names, oldest first.
 
         Args:
             name: of the model.
-            policy: which versions, as ``version_policy`` of Triton's model config; the newest when absent.
+            policy: as ``version_policy`` of Triton's model config; the newest when absent.
 
         Raises:
             UnknownModelError: there is no such model in the folders.
             BadRequestError: the policy is not one.
-            ReskitError: a bundle cannot be loaded, as `Predictor.load` says.
         """
-        self._look()
         if name not in self._found:
             raise UnknownModelError(f"unknown model {name!r}{did_you_mean(name, self._found)}")
-        async with self._turns.setdefault(name, asyncio.Lock()):
-            wanted = _versions(self._found[name], policy)
-            fresh: dict[str, Model] = {}
-            for version in wanted:
-                self._states[name, version] = ("LOADING", "")
-                try:
-                    predictor = await asyncio.to_thread(
-                        Predictor.load, self._found[name][version], self._settings
-                    )
-                except ReskitError as error:
-                    self._states[name, version] = ("UNAVAILABLE", str(error))
-                    for model in fresh.values():
-                        await model.close()
-                    raise
-                fresh[version] = Model(name, version, predictor, self._metrics, self._settings)
-            old = self._loaded.get(name, {})
-            self._loaded[name] = fresh
-            for version in fresh:
-                self._states[name, version] = ("READY", "")
-            await self._retire(old.values(), keep=fresh)
+        return sorted(_versions(self._found[name], policy), key=int)
+
+    async def prepare(self, name: str, version: str) -> Model:
+        """Load a version from the folders named at the start, and hold it to its golden samples.
+
+        Whatever answers goes on; `install` or `discard` what this returns.
+
+        Raises:
+            ReskitError: a bundle cannot be loaded, as `Predictor.load` says, or does not keep its promises.
+        """
+        self._states[name, version] = ("LOADING", "")
+        try:
+            predictor = await asyncio.to_thread(_proven, self._found[name][version], self._settings)
+        except ReskitError as error:
+            self._states[name, version] = ("UNAVAILABLE", str(error))
+            raise
+        return Model(name, version, predictor, self._metrics, self._settings)
+
+    async def install(self, name: str, fresh: Mapping[str, Model]) -> None:
+        """Let versions answer instead of those that do, which still answer what they were given."""
+        old = self._loaded.get(name, {})
+        self._loaded[name] = dict(fresh)
+        for version in fresh:
+            self._states[name, version] = ("READY", "")
+        await self._retire(old.values(), keep=fresh)
+
+    async def discard(self, model: Model, reason: str) -> None:
+        """Give back a version that will not answer."""
+        self.note(model, "UNAVAILABLE", reason)
+        await model.close()
+
+    def note(self, model: Model, state: str, reason: str) -> None:
+        """Say in the index what a version is at."""
+        self._states[model.name, model.version] = (state, reason)
 
     async def unload(self, name: str) -> None:
         """Unload a model; what it was asked before is answered.
@@ -235,38 +240,26 @@ class Repository:
         """
         if name not in self._found and name not in self._loaded:
             raise UnknownModelError(f"unknown model {name!r}{did_you_mean(name, self._found)}")
-        async with self._turns.setdefault(name, asyncio.Lock()):
-            await self._retire(self._loaded.pop(name, {}).values(), keep={})
+        await self._retire(self._loaded.pop(name, {}).values(), keep={})
 
-    async def adopt(self, name: str, place: Path) -> None:
-        """Load a bundle under a name of its own, beside those of the folders named at the start.
+    def adopt(self, name: str, place: Path) -> None:
+        """Take a bundle in under a name of its own, beside those of the folders named at the start.
 
         Raises:
-            ReskitError: the name cannot be one or is taken, or the bundle cannot be loaded.
+            ReskitError: the name cannot be one or is taken, or there is no bundle.
         """
-        find_models([*self._places, (name, place)])
+        self._found = find_models([*self._places, (name, place)])
         self._places.append((name, place))
         self.adopted[name] = place
-        try:
-            await self.load(name)
-        except BaseException:
-            self.adopted.pop(name, None)
-            self._forget(name)
-            raise
 
-    async def release(self, name: str) -> None:
-        """Unload and forget a bundle that was adopted."""
-        del self.adopted[name]  # first: while it is being unloaded, nobody else unloads it
-        await self.unload(name)
-        self._forget(name)
-
-    def _forget(self, name: str) -> None:
+    def forget(self, name: str) -> None:
+        """Forget a bundle that was adopted, once it is unloaded."""
+        self.adopted.pop(name, None)
         self._places = [place for place in self._places if place[0] != name]
         self._found.pop(name, None)
         self._states = {key: state for key, state in self._states.items() if key[0] != name}
-        self._turns.pop(name, None)
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """Look into the folders again."""
         with contextlib.suppress(ConfigError, OSError):  # what is loaded answers on, whatever became of them
             self._found = find_models(self._places)
@@ -283,6 +276,21 @@ class Repository:
             await model.close()
             if model.version not in keep:
                 self._states[key] = ("UNAVAILABLE", "unloaded")
+
+
+def _proven(path: Path, settings: Settings) -> Predictor:
+    try:
+        predictor = Predictor.load(path, settings)
+    except ReskitError:
+        raise
+    except Exception as error:  # an engine may raise anything; it costs nothing but this version
+        raise BackendError(f"bundle {path} cannot be run: {type(error).__name__}: {error}") from error
+    try:
+        replay(predictor)
+    except ReskitError:
+        predictor.close()
+        raise
+    return predictor
 
 
 def _versions(found: Mapping[str, Path], policy: Mapping[str, Any] | None) -> list[str]:

@@ -229,7 +229,7 @@ def _add_repository(app: FastAPI, service: Service) -> None:
     async def unload(name: str, request: Request) -> Response:
         """Unload a model; what it was asked before is answered."""
         await document(request)
-        await service.models.unload(name)
+        await service.deployer.unload(name)
         return Response()
 
 

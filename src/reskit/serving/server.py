@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import logging
+import os
 import signal
 import socket
 import ssl
@@ -18,8 +18,8 @@ import uvicorn
 from reskit.errors import ConfigError
 from reskit.serving.connections import Connection
 from reskit.serving.grpc_service import GrpcServer
-from reskit.serving.platforms.environment import from_environment
 from reskit.serving.logs import log_json
+from reskit.serving.platforms.environment import from_environment
 from reskit.serving.rest import make_app
 from reskit.serving.security import check_tls
 from reskit.serving.service import Service
@@ -63,7 +63,7 @@ class Server:
             if self.settings.grpc_port is not None:
                 self._grpc = GrpcServer(self.service, self.settings)
                 undo.push_async_callback(self._grpc.stop)
-            await self.service.models.load_all()
+            await self.service.deployer.start()
             undo.pop_all()
         self._rest = uvicorn.Server(self._rest_config())
         self._rest.capture_signals = contextlib.nullcontext  # type: ignore[assignment,method-assign]

@@ -18,6 +18,8 @@ import numpy as np
 from reskit.backends.servable import INPUT, OUTPUT
 from reskit.errors import InputError, ReskitError
 from reskit.serving import describing
+from reskit.serving.deploying import Deployer
+from reskit.serving.deploying.deployer import MODES
 from reskit.serving.faults import BadRequestError, BusyError, DeadlineError, NotReadyError, ServingError
 from reskit.serving.history import History
 from reskit.serving.metrics import Metrics
@@ -51,6 +53,7 @@ class Service:
         self.metrics = Metrics(lambda: [model.state() for model in self.models.models])
         self.history = History(self.metrics)
         self.models = Repository(places, settings, self.metrics)
+        self.deployer = Deployer(self.models, settings, self.metrics, self.ready)
         self.draining = False
         self.stopping = asyncio.Event()
         self.explaining = asyncio.Lock()
@@ -71,15 +74,24 @@ class Service:
         Raises:
             ServingError: it is refused, or could not be answered.
         """
-        model = self.models.get(name, version)
+
+        async def ask(model: Model, due: float, unseen: bool) -> InferResponse:
+            return await self._infer(model, request, due, "shadow" if unseen else protocol)
+
+        return await self.deployer.answer(name, version, ask, self._deadline(request.timeout_s))
+
+    async def _infer(
+        self, model: Model, request: InferRequest, deadline: float, protocol: str
+    ) -> InferResponse:
+        """Answer by one model."""
         async with model.used():
             with self._counted(model, protocol):
                 try:
                     rows = model.predictor.signature.check(request.inputs)
                 except InputError as error:
-                    raise BadRequestError(f"model {name!r}: {error}") from None
+                    raise BadRequestError(f"model {model.name!r}: {error}") from None
                 wanted = self._wanted(model, request)
-                answer = await model.infer(request.inputs, rows, self._deadline(request.timeout_s))
+                answer = await model.infer(request.inputs, rows, deadline)
                 labels = model.predictor.labels
                 return InferResponse(
                     model=model.name,
@@ -105,23 +117,38 @@ class Service:
         Raises:
             ServingError: it is refused, or not one could be answered.
         """
-        model = self.models.get(self.one(name), version)
+        chosen = self.one(name)
         if self._uploads + len(uploads) > self.settings.queue:
             raise BusyError(f"{self._uploads} uploads are waiting, {self.settings.queue} is the most", 1)
-        began = time.perf_counter()
-        deadline = self._deadline(None)
+
+        async def ask(model: Model, due: float, unseen: bool) -> dict[str, Any]:
+            protocol = "shadow" if unseen else "predict"
+            return await self._predict(model, uploads, due, pictures and not unseen, protocol)
+
         self._uploads += len(uploads)
         try:
-            async with model.used():
-                with self._counted(model, "predict"):
-                    rows = await asyncio.gather(
-                        *(self._row(model, *upload, deadline, pictures) for upload in uploads)
-                    )
-                    failed = [error for _, error in rows if error is not None]
-                    if len(failed) == len(rows):
-                        raise failed[0]
+            return await self.deployer.answer(chosen, version, ask, self._deadline(None))
         finally:
             self._uploads -= len(uploads)
+
+    async def _predict(
+        self,
+        model: Model,
+        uploads: Sequence[tuple[str, bytes]],
+        deadline: float,
+        pictures: bool,
+        protocol: str,
+    ) -> dict[str, Any]:
+        """Answer for uploads by one model."""
+        began = time.perf_counter()
+        async with model.used():
+            with self._counted(model, protocol):
+                rows = await asyncio.gather(
+                    *(self._row(model, *upload, deadline, pictures) for upload in uploads)
+                )
+                failed = [error for _, error in rows if error is not None]
+                if len(failed) == len(rows):
+                    raise failed[0]
         return {
             "model": model.name,
             "version": model.version,
@@ -142,6 +169,12 @@ class Service:
             raise BadRequestError(f"say which model: {', '.join(names)}" if names else "no model is loaded")
         return names[0]
 
+    async def release(self, name: str) -> None:
+        """Unload and forget a bundle that was adopted."""
+        del self.models.adopted[name]  # first: while it is being unloaded, nobody else unloads it
+        await self.deployer.unload(name)
+        self.models.forget(name)
+
     async def adopt(self, name: str, place: Path) -> None:
         """Load the bundle in a folder that was found here, under a name that the platform chose.
 
@@ -151,7 +184,12 @@ class Service:
         if self.draining:
             raise NotReadyError("the service is stopping")
         try:
-            await self.models.adopt(name, place)
+            self.models.adopt(name, place)
+            try:
+                await self.deployer.load(name)
+            except BaseException:
+                self.models.forget(name)
+                raise
         except ServingError:
             raise
         except ReskitError as error:
@@ -166,7 +204,8 @@ class Service:
 
         Args:
             name: of the model.
-            parameters: of the protocol: ``config`` may hold a ``version_policy`` as JSON, and nothing else.
+            parameters: of the protocol: ``config`` may hold a ``version_policy`` as JSON, and nothing else;
+                ``rollout`` says how the new version takes over, as the setting of that name does.
 
         Raises:
             ServingError: there is no such model, it cannot be loaded, or something else was asked for.
@@ -174,11 +213,13 @@ class Service:
         if self.draining:
             raise NotReadyError("the service is stopping")
         for key in parameters:
-            if key != "config":
+            if key not in ("config", "rollout"):
                 raise BadRequestError(
                     f"parameter {key[:80]!r} is not taken: models come from the service's folders"
                 )
-        policy = None
+        policy, mode = None, parameters.get("rollout")
+        if mode is not None and not isinstance(mode, str):
+            raise BadRequestError(f"rollout must be one of {', '.join(MODES)}")
         if (config := parameters.get("config")) is not None:
             try:
                 asked = json.loads(config)
@@ -190,7 +231,7 @@ class Service:
                     "only version_policy of a config is taken: a bundle says all else itself"
                 )
         try:
-            await self.models.load(name, policy)
+            await self.deployer.load(name, policy, mode)
         except ServingError:
             raise
         except ReskitError as error:
@@ -216,6 +257,7 @@ class Service:
     async def close(self) -> None:
         """Answer what is under way and unload everything."""
         self.draining = True
+        await self.deployer.close()
         await self.models.close()
         self._readers.shutdown(wait=False, cancel_futures=True)
 

@@ -42,6 +42,16 @@ class Settings(BaseModel):
         tls_client_ca: certificates that clients must have one signed by.
         platform: whose routes are answered too; from Python, `Platform` or its name.
         log_format: of `serve`: ``text`` says what goes wrong, ``json`` tells machines of every request.
+        journal: file that deployments and signs of life are written to.
+        watch_s: how often to look for new versions in the folders; 0 looks only when told to load.
+        rollout: how a new version takes over: at once, on trial answering a share of the requests (canary),
+            or on trial answering none (shadow).
+        rollout_share: part of the requests that both versions are asked while the new one is on trial.
+        rollout_requests: after how many of them the trial is decided.
+        rollout_s: after how long it is decided with what was seen until then.
+        rollout_errors: largest part of them that the new version may fail.
+        rollout_disagreement: largest part of them that it may answer otherwise.
+        rollout_slowdown: most that its median time may be of the old version's.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -69,6 +79,15 @@ class Settings(BaseModel):
     tls_client_ca: Path | None = None
     platform: Platform | None = None
     log_format: Literal["text", "json"] = "text"
+    journal: Path | None = None
+    watch_s: float = Field(0.0, ge=0)
+    rollout: Literal["at-once", "canary", "shadow"] = "at-once"
+    rollout_share: float = Field(0.1, gt=0, le=1)
+    rollout_requests: int = Field(100, ge=1)
+    rollout_s: float = Field(600.0, gt=0)
+    rollout_errors: float = Field(0.01, ge=0, le=1)
+    rollout_disagreement: float = Field(0.2, ge=0, le=1)
+    rollout_slowdown: float = Field(2.0, gt=0)
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:

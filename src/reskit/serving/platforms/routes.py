@@ -145,7 +145,7 @@ def _add_models(app: FastAPI, service: Service, bodies: Bodies) -> None:
     async def unload(name: str) -> Response:
         """Unload a model; what it was asked before is answered."""
         described(name)
-        await service.models.release(name)
+        await service.release(name)
         return Response()
 
     @app.post("/models/{name}/invoke", tags=["sagemaker"], openapi_extra=_ANY, responses=_ANSWERS)

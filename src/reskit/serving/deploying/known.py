@@ -1,0 +1,42 @@
+"""What is known of the versions of models, also from the lives of the service before this one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from reskit.journal import Event
+
+__all__ = ["Known"]
+
+
+class Known:
+    """What serves, and what was tried and found wanting.
+
+    Args:
+        events: of the journal.
+
+    Attributes:
+        serving: model to the version that serves and the digest of its files; of lives before, the digest
+            is empty.
+        judged: model, version and digest of what was refused or rolled back: not tried again by itself.
+    """
+
+    def __init__(self, events: Sequence[Event] = ()) -> None:
+        self.serving: dict[str, tuple[str, str]] = {}
+        self.judged: set[tuple[str, str, str]] = set()
+        begun: dict[int, str] = {}
+        for event in events:
+            model, version = event.model or "", event.version or ""
+            if event.kind == "start":
+                self.serving.update({name: (one, "") for name, one in event.data["serving"].items()})
+            elif event.kind == "begun":
+                begun[event.id] = event.data["files"]
+            elif event.kind == "promoted":
+                self.serving[model] = version, ""
+            elif event.kind in ("refused", "rolled_back") and event.deployment in begun:
+                self.judged.add((model, version, begun[event.deployment]))
+
+    def choose(self, name: str, versions: Collection[str]) -> str:
+        """Return the version to start with: the one that served last, else the newest."""
+        served, _ = self.serving.get(name, ("", ""))
+        return served if served in versions else max(versions, key=int)

@@ -34,7 +34,7 @@ def split_outputs(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return proposals `(..., 4)`, logits `(..., K + 1)` and changes `(..., K + 1, 4)`; 0 is background."""
     classes = (rows.shape[-1] - 4) // 5
     proposals, logits, changes = torch.split(rows, [4, classes, 4 * classes], -1)
-    return proposals, logits, changes.unflatten(-1, (classes, 4))
+    return proposals, logits, changes.reshape(*changes.shape[:-1], classes, 4)
 
 
 def rcnn_loss(outputs: Tensor, target: Tensor, anchors: Tensor, levels: Sequence[int]) -> Tensor:

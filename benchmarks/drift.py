@@ -4,7 +4,7 @@ A profile is made of 2,000 training images and of 4,000 of one half of the test 
 other half: clean, and with noise, blur and less contrast at five levels, in the manner of Hendrycks and
 Dietterich, Benchmarking Neural Network Robustness to Common Corruptions and Perturbations, 2019 (the
 parameters are those of their sets for small images). A window counts as alarmed when its inputs or its
-predicted classes are over the profile's thresholds. How seldom clean windows are is then counted again over 20
+predicted classes are over the profile's thresholds. How often clean windows are is then counted again over
 other divisions of the same test images.
 
     python benchmarks/drift.py --bundle runs/cifar10-resnet20/bundle --data PATH/cifar10-jpeg
@@ -32,7 +32,7 @@ from reskit.drift.making import HELD_OUT, TRAINING, make_profile
 from reskit.evaluation import open_as_trained
 from reskit.plots.house import SERIES, STYLE, light_grid, new_figure, put_title, save
 
-WINDOW, CLEAN_WINDOWS, WINDOWS_A_LEVEL, DIVISIONS = 200, 20, 3, 20
+WINDOW, CLEAN_WINDOWS, WINDOWS_A_LEVEL, DIVISIONS = 200, 20, 3, 10
 FALSE_ALARMS = 0.01
 MUST_FROM_LEVEL, MOST_CLEAN_ALARMS = 2, 1
 Corruption = Callable[[Tensor, torch.Generator], Tensor]

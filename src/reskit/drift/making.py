@@ -164,7 +164,7 @@ class _Looking:
         part = copy.copy(source[split])
         part.corrupt = dict(part.corrupt)
         part.rows = part.rows[np.linspace(0, len(part) - 1, min(count, len(part))).astype(int)]
-        batches = self._task.loader(part, Feeding(batch_size=128, mode="stream"))
+        batches = self._task.loader(part, Feeding(batch_size=128, mode="stream", workers=0))
         found = [features_and_classes(self._model, self._normalize, batch["image"]) for batch in batches]
         features, classes = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return features, classes

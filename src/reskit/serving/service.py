@@ -29,6 +29,7 @@ from reskit.serving.protocol import InferRequest, InferResponse, Output, Wanted,
 from reskit.serving.records import Recorder, note_model, note_stage
 from reskit.serving.security import Tokens
 from reskit.serving.settings import Settings
+from reskit.serving.traces import traces_asked
 
 __all__ = ["Service"]
 
@@ -48,7 +49,8 @@ class Service:
     def __init__(self, places: Iterable[tuple[str | None, Path]], settings: Settings) -> None:
         self.settings = settings
         self.tokens = Tokens.read(settings.token_file)
-        self.recorder = Recorder()
+        traces = traces_asked()
+        self.recorder = Recorder(*([] if traces is None else [traces]))
         self.started = time.time()
         self.metrics = Metrics(lambda: [model.state() for model in self.models.models])
         self.history = History(self.metrics)
@@ -260,6 +262,7 @@ class Service:
         await self.deployer.close()
         await self.models.close()
         self._readers.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self.recorder.close)
 
     def _deadline(self, asked: float | None) -> float:
         """Return when an answer is due, by the loop's clock."""

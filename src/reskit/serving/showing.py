@@ -8,6 +8,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 
 from reskit.attribution import explains, grad_cam
 from reskit.errors import ModelError
@@ -63,7 +64,7 @@ async def shown(service: Service, name: str, upload: tuple[str, bytes], *, expla
     pictures.insert(0, ("As the network sees it", seen, f"{filename}, scaled and cropped for the network"))
     if heat:
         said = f"{filename} in grey, the places that spoke for {record['label']} in colour"
-        pictures.append((f"What speaks for {record['label']}", heat, said))
+        pictures.append((f"What speaks for {record['label']}: the brighter, the more", heat, said))
     return {
         "heading": record["label"] if labelled else "Answer",
         "sure": f"{100 * record['confidence']:.1f} % sure" if labelled else "",
@@ -78,26 +79,31 @@ async def shown(service: Service, name: str, upload: tuple[str, bytes], *, expla
 
 def _seen(model: Model, data: bytes, most: int) -> str:
     """Return the image as the task reads it."""
-    pixels = model.predictor.read(open_upload(data, most)).numpy()
+    pixels = _large(model.predictor.read(open_upload(data, most))).numpy()
     picture = Image.fromarray(pixels[:3].transpose(1, 2, 0) if len(pixels) >= 3 else pixels[0])
     picture.thumbnail((_SIDE, _SIDE))
     return data_url(picture)
 
 
 def _heated(model: Model, data: bytes, most: int, label: str) -> str:
-    """Return the image with the places that speak for a label in colour, large enough to see them.
+    """Return the image with the places that speak for a label in colour.
 
     Raises:
         ModelError: the network cannot tell.
     """
     image = model.predictor.read(open_upload(data, most))
     heat = grad_cam(model.predictor.bundle, image, model.predictor.labels.index(label))
-    times = max(1, _SIDE // max(image.shape[-2:]))
-    large = image.repeat_interleave(times, 1).repeat_interleave(times, 2)
+    large = _large(image)
     smooth = F.interpolate(heat[None, None], large.shape[-2:], mode="bilinear")[0, 0]
     picture = Image.fromarray(warmed(large.numpy(), smooth.numpy()))
     picture.thumbnail((_SIDE, _SIDE))
     return data_url(picture)
+
+
+def _large(image: Tensor) -> Tensor:
+    """Return an image of few pixels with larger ones, which browsers would blur."""
+    times = max(1, _SIDE // max(image.shape[-2:]))
+    return image.repeat_interleave(times, 1).repeat_interleave(times, 2)
 
 
 def _bars(record: Mapping[str, Any]) -> list[tuple[str, float]]:

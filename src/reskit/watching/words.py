@@ -11,7 +11,7 @@ def rate(value: float) -> str:
     """Return how often a second, in few digits."""
     if value == 0:
         return "0"
-    return f"{value:.2f}" if value < 10 else f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
 def seconds(value: float | None) -> str:

@@ -20,8 +20,8 @@ _HEAD = """\
 | `bundle/` | the bundle, copied into the image |
 | `wheels/` | may hold wheels for pip, such as a reskit of your own |
 {files}
-The container needs about {memory} MiB of memory, estimated from the size of the weights. It answers in float32
-by PyTorch: what `reskit optimize` chose is of the machine it ran on.
+The container needs about {memory} MiB of memory, estimated from the size of the weights. It answers in
+float32 by PyTorch: what `reskit optimize` chose is of the machine it ran on.
 {made_up}
 ## Build, and try it here
 

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
 import reskit
 from reskit.cli import app
 
-VERBS = sorted(
-    command.name or str(command.callback.__name__) for command in app.registered_commands if command.callback
-)
+VERBS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
 def document(text: str) -> Any:

@@ -165,7 +165,7 @@ def _azureml(facts: Facts) -> dict[str, str]:
         "endpoint_name": facts.name,
         "environment": {
             "name": facts.name,
-            "version": facts.checksum[:12],
+            "version": f"sha-{facts.checksum[:12]}",  # else digits around an e would be a number
             "image": facts.image,
             "inference_config": {
                 "liveness_route": route(_LIVE),

@@ -70,6 +70,11 @@ def looked_at(server: Running, count: int) -> dict[tuple[str, ...], float]:
     return found
 
 
+def watching() -> set[threading.Thread]:
+    """Return the threads that look for drift, of all servers of this process."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith("reskit-drift")}
+
+
 def ask(server: Running, images: np.ndarray) -> None:
     for start in range(0, len(images), 10):
         assert server.infer(images[start : start + 10]).status == 200
@@ -151,10 +156,11 @@ def test_a_bundle_without_a_profile_is_served_and_said_not_to_be_watched(
 
 
 def test_a_rate_of_nothing_turns_it_off(running: Start, bundle: Path, many: np.ndarray) -> None:
+    others = watching()
     server = running([("digits", bundle)], drift_rate=0)
     ask(server, many[:20])
     assert metrics(server) == {("watched",): 0}
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("reskit-drift")]
+    assert watching() == others
 
 
 def test_a_profile_of_another_network_is_refused(running: Start, bundle: Path, tmp_path: Path) -> None:
@@ -175,10 +181,10 @@ def test_windows_have_sizes_that_were_calibrated() -> None:
 
 
 def test_it_ends_with_the_model(running: Start, bundle: Path) -> None:
+    others = watching()
     server = running([("digits", bundle)])
-    (thread,) = [one for one in threading.enumerate() if one.name == "reskit-drift-digits"]
+    (thread,) = watching() - others
     assert server.post("/v2/repository/models/digits/unload").status == 200
-    thread.join(10)
     assert not thread.is_alive()
     assert metrics(server) == {}
 

@@ -30,12 +30,16 @@ def lines(shared: Running, caplog: pytest.LogCaptureFixture) -> Callable[[int], 
     caplog.set_level(logging.INFO, logger="reskit.serving")
     caplog.handler.setFormatter(JsonFormatter())
 
+    def ours() -> list[dict[str, Any]]:
+        read = [json.loads(line) for line in caplog.text.splitlines()]
+        return [line for line in read if line["logger"] == "reskit.serving"]
+
     def found(count: int) -> list[dict[str, Any]]:
         end = time.monotonic() + 10
-        while len(read := caplog.text.splitlines()) < count and time.monotonic() < end:
+        while len(read := ours()) < count and time.monotonic() < end:
             time.sleep(0.005)
         assert len(read) == count
-        return [json.loads(line) for line in read]
+        return read
 
     return found
 

@@ -28,6 +28,8 @@ _LOG = logging.getLogger("reskit.serving")
 _MODEL = ("model", "version")
 _AT_ONCE = 16
 """Most examples whose features are computed together."""
+_PATIENCE_S = 10.0
+"""How long a model's end waits for a look that is under way."""
 
 
 class DriftState(NamedTuple):
@@ -64,6 +66,7 @@ class DriftWatch:
         self._window, self._rate = window, rate
         self._burst = max(1.0, rate)
         self._allowed, self._asked = self._burst, time.monotonic()
+        self._closed = False
         self._given = self._done = 0  # each is counted by one thread only
         self._taken: queue.SimpleQueue[tuple[np.ndarray, np.ndarray] | None] = queue.SimpleQueue()
         self._features: list[np.ndarray] = []
@@ -87,13 +90,18 @@ class DriftWatch:
             self._taken.put((pixels[:count].copy(), outputs[:count].argmax(1)))
 
     def close(self) -> None:
-        """End the thread, once it has looked at what waits."""
+        """End the thread; what waits is not looked at.
+
+        A thread still within PyTorch when the interpreter ends would abort the process.
+        """
         self._rate = self._allowed = 0.0
+        self._closed = True
         self._taken.put(None)
+        self._thread.join(_PATIENCE_S)
 
     def _work(self) -> None:
         _yield_to_others()
-        while (taken := self._taken.get()) is not None:
+        while (taken := self._taken.get()) is not None and not self._closed:
             try:
                 self._look(*taken)
             except Exception:  # the network may raise anything; answers must not suffer
@@ -107,9 +115,9 @@ class DriftWatch:
             features, _ = features_and_classes(model, normalize, piece)
             self._features.append(features)
         self._classes.append(classes)
-        self.state = self.state._replace(examples=self.state.examples + len(pixels))
         if sum(map(len, self._features)) >= self._window:
             self._judge()
+        self.state = self.state._replace(examples=self.state.examples + len(pixels))
 
     def _judge(self) -> None:
         """Score the examples gathered as windows; what is left over begins the next."""

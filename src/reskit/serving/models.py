@@ -109,7 +109,7 @@ class Model:
         while self._users and time.monotonic() < end:
             await asyncio.sleep(0.005)
         if self.drift is not None:
-            self.drift.close()
+            await asyncio.to_thread(self.drift.close)
         if await self.batcher.close(max(0.0, end - time.monotonic())):
             self.predictor.close()
 

@@ -44,6 +44,28 @@ def expected(bundle: Path, images: np.ndarray) -> np.ndarray:
     return found
 
 
+@pytest.fixture
+def denoiser(tmp_path: Path) -> Path:
+    """An untrained network that answers images of any size in tiles of 16 x 16 pixels."""
+    import torch
+
+    import reskit
+    from reskit.data import ImagePreprocess
+    from reskit.tasks import TASKS
+
+    preprocess = ImagePreprocess(size=(16, 16), channels=1, mean=(0.0,), std=(1.0,))
+    torch.manual_seed(0)
+    reskit.Bundle.write(
+        tmp_path / "denoiser",
+        task=TASKS.get("denoise")(preprocess=preprocess),
+        model=reskit.create_model("dncnn", depth=3, width=8, in_channels=1),
+        metrics={},
+        provenance={},
+        samples=torch.rand(4, 1, 16, 16) * 255,
+    )
+    return tmp_path / "denoiser"
+
+
 @pytest.fixture(scope="session")
 def shared(bundle: Path) -> Iterator[Running]:
     """A server that tests only ask; the model is called `digits`."""

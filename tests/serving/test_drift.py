@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from served import Running, png
 
 import reskit
-import reskit.serving.drift as watching
+import reskit.serving.drift as looking
 from reskit.bundle import Bundle
 from reskit.drift import DriftProfile
 from reskit.drift.profile import FILE
@@ -201,7 +201,7 @@ def test_what_fails_in_it_fails_no_request(
         def fail(*_: Any) -> None:
             raise RuntimeError("no memory")
 
-        patch.setattr(watching, "features_and_classes", fail)
+        patch.setattr(looking, "features_and_classes", fail)
         ask(server, many[:30])
         end = time.monotonic() + 10
         while "drift could not be looked at" not in caplog.text and time.monotonic() < end:
@@ -217,13 +217,13 @@ def test_what_fails_in_it_fails_no_request(
 @pytest.fixture
 def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Features that do not come until the event is set."""
-    freed, real = threading.Event(), watching.features_and_classes
+    freed, real = threading.Event(), looking.features_and_classes
 
     def wait(*given: Any) -> Any:
         freed.wait(20)
         return real(*given)
 
-    monkeypatch.setattr(watching, "features_and_classes", wait)
+    monkeypatch.setattr(looking, "features_and_classes", wait)
     yield freed
     freed.set()
 
@@ -247,7 +247,7 @@ def test_no_more_is_looked_at_than_the_rate_allows(
     bundle: Path, many: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [100.0]
-    monkeypatch.setattr(watching.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(looking.time, "monotonic", lambda: clock[0])
     held = reskit.load(bundle)
     profile = DriftProfile.of(held)
     assert profile is not None

@@ -18,6 +18,7 @@ from served import Reply, Running, png
 from reskit.serving.charts import chart
 from reskit.serving.history import History
 from reskit.serving.metrics import Metrics, ModelMetrics
+from reskit.serving.predictor import open_upload
 from reskit.tasks import TASKS
 
 TOKEN = "an-example-token"
@@ -127,14 +128,28 @@ def test_an_image_is_answered(shared: Running, images: np.ndarray, expected: np.
 
 
 def test_where_the_answer_was_found_is_shown_when_asked(shared: Running, images: np.ndarray) -> None:
-    from reskit.serving.predictor import open_upload
-
     page = Page(ask(shared, png(images[0]), explain="yes"))
     seen, heat = (str(image["src"]).removeprefix("data:image/png;base64,") for image in page.all("img"))
     shown = np.asarray(open_upload(base64.b64decode(seen), 1 << 20))
     assert np.array_equal(shown, images[0, 0].repeat(64, 0).repeat(64, 1))
     assert open_upload(base64.b64decode(heat), 1 << 20).size == (512, 512)
     assert all(image["alt"] for image in page.all("img"))
+
+
+def test_what_a_task_draws_is_shown(running: Callable[..., Running], denoiser: Path) -> None:
+    server = running([denoiser], grpc_port=None)
+    assert "explain" not in {attributes.get("id") for attributes in Page(server.get("/")).all("input")}
+    picture = np.random.default_rng(0).integers(0, 256, (1, 20, 24), dtype=np.uint8)
+    page = Page(ask(server, png(picture), filename="noisy.png", explain="yes"))  # which it has no answer to
+    assert [image["alt"] for image in page.all("img")] == [
+        "noisy.png, as the network sees it",
+        "restored of noisy.png",
+    ]
+    seen = open_upload(base64.b64decode(str(page.all("img")[0]["src"]).partition(",")[2]), 1 << 20)
+    times = 512 // 24
+    assert np.array_equal(np.asarray(seen), picture[0].repeat(times, 0).repeat(times, 1))
+    assert "20 x 24" in page.text
+    assert "--save" not in page.text  # words of the command line
 
 
 def test_a_browser_without_scripts_gets_a_whole_page(shared: Running, images: np.ndarray) -> None:

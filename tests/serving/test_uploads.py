@@ -11,13 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from served import Running, png
 
 import reskit
-from reskit.data import ImagePreprocess
-from reskit.tasks import TASKS
 
 
 def form(*files: tuple[str, bytes]) -> tuple[bytes, dict[str, str]]:
@@ -114,22 +111,6 @@ def test_nothing_touches_the_disk(
     large = png(noise)
     assert len(large) > 1 << 20  # from here on, forms usually go to the disk
     assert server.post("/v1/predict", *form(("../../etc/passwd", large))).status == 200
-
-
-@pytest.fixture
-def denoiser(tmp_path: Path) -> Path:
-    """An untrained network that answers images of any size in tiles of 16 x 16 pixels."""
-    preprocess = ImagePreprocess(size=(16, 16), channels=1, mean=(0.0,), std=(1.0,))
-    torch.manual_seed(0)
-    reskit.Bundle.write(
-        tmp_path / "denoiser",
-        task=TASKS.get("denoise")(preprocess=preprocess),
-        model=reskit.create_model("dncnn", depth=3, width=8, in_channels=1),
-        metrics={},
-        provenance={},
-        samples=torch.rand(4, 1, 16, 16) * 255,
-    )
-    return tmp_path / "denoiser"
 
 
 def test_large_images_are_answered_in_tiles(

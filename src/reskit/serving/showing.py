@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
@@ -61,7 +62,7 @@ async def shown(service: Service, name: str, upload: tuple[str, bytes], *, expla
                 trouble = "Too many ask which places spoke for an answer; ask again later."
             except ModelError as error:
                 trouble = f"Which places spoke for it cannot be told: {error}."
-    pictures.insert(0, ("As the network sees it", seen, f"{filename}, scaled and cropped for the network"))
+    pictures.insert(0, ("As the network sees it", seen, f"{filename}, as the network sees it"))
     if heat:
         said = f"{filename} in grey, the places that spoke for {record['label']} in colour"
         pictures.append((f"What speaks for {record['label']}: the brighter, the more", heat, said))
@@ -101,7 +102,9 @@ def _heated(model: Model, data: bytes, most: int, label: str) -> str:
 
 
 def _large(image: Tensor) -> Tensor:
-    """Return an image of few pixels with larger ones, which browsers would blur."""
+    """Return an image as uint8; one of few pixels with larger ones, which browsers would blur."""
+    if image.is_floating_point():  # as some tasks read it, from 0 to 255 too
+        image = image.round().clamp(0, 255).to(torch.uint8)
     times = max(1, _SIDE // max(image.shape[-2:]))
     return image.repeat_interleave(times, 1).repeat_interleave(times, 2)
 

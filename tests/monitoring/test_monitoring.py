@@ -18,11 +18,12 @@ from reskit.drift import Scores
 from reskit.errors import OutputError
 from reskit.monitoring import FILES, write_monitoring
 from reskit.serving import faults
+from reskit.serving.deploying.metrics import DeploymentMetrics
 from reskit.serving.drift import DriftState
 from reskit.serving.metrics import Metrics, ModelMetrics, State
 
 HERE = Path(__file__).parent
-WORDS = {"sum", "min", "max", "count", "and", "or"}
+WORDS = {"sum", "min", "max", "count", "and", "or", "unless", "offset"}
 """Of the language, where no bracket comes after them."""
 GIVEN_BY_PROMETHEUS = {"job", "instance"}
 
@@ -41,6 +42,7 @@ def metrics() -> dict[str, set[str]]:
     found = Metrics(lambda: [state])
     ModelMetrics(found, "m", "1").finished("rest", 1, None)
     found.failed("busy")
+    DeploymentMetrics(found.registry, lambda: [("m", "1", 1.0)]).ended("m", "promoted")
     series = {"up": set()}
     for family in text_string_to_metric_families(found.text().decode()):
         for sample in family.samples:
@@ -85,7 +87,7 @@ def selectors(expression: str) -> list[tuple[str, list[tuple[str, str]]]]:
 def test_every_metric_and_label_that_is_named_exists(folder: Path, metrics: dict[str, set[str]]) -> None:
     kinds = {
         getattr(faults, name).kind for name in faults.__all__ if hasattr(getattr(faults, name), "kind")
-    } | {"internal", "answered", "cancelled"}
+    } | {"internal", "answered", "cancelled", "rolled_back", "refused"}
     values = {
         "outcome": kinds,
         "kind": kinds,

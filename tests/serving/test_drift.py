@@ -278,7 +278,9 @@ def test_requests_may_reuse_their_memory(bundle: Path, many: np.ndarray, hanging
     watch.offer(pixels, np.eye(10, dtype=np.float32)[np.arange(50) % 10])
     pixels[:] = 255
     hanging.set()
+    end = time.monotonic() + 20
+    while watch.state.examples < 50 and time.monotonic() < end:
+        time.sleep(0.01)
     watch.close()
-    watch._thread.join(10)
     assert watch.state.alarms == (False, False)
     assert watch.state.windows == 1

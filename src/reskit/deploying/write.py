@@ -17,7 +17,7 @@ from reskit.files import atomic_folder
 
 __all__ = ["Deployment", "deploy"]
 
-_FILES = ("config.json", "model.safetensors", "samples.safetensors", "README.md")
+_BESIDE = ("config.json", "README.md")
 """Of a bundle; what `reskit optimize` left beside them is of the machine it ran on."""
 
 
@@ -85,7 +85,7 @@ def deploy(
             (staging / path).parent.mkdir(exist_ok=True)
             (staging / path).write_text(text, encoding="utf-8")
         (staging / BUNDLE).mkdir()
-        copied = [file for file in _FILES if (loaded.path / file).is_file()]
+        copied = [file for file in (*_BESIDE, *loaded.config.files) if (loaded.path / file).is_file()]
         for file in copied:
             shutil.copyfile(loaded.path / file, staging / BUNDLE / file)
             (staging / BUNDLE / file).chmod(0o644)  # the container's user must read it

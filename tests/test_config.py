@@ -223,7 +223,7 @@ def test_an_override_that_is_not_yaml_is_quoted_in_short(value: str) -> None:
         ("training.optimizer.momentum=1", ["training.optimizer.momentum", "less than 1"]),
         ("training.optimizer.betas=[2, 0]", ["training.optimizer.betas.0", "less than 1"]),
         ("training.optimizer.betas=[0.9]", ["training.optimizer.betas.1 is missing"]),
-        ("training.optimizer.name=adamax", ["training.optimizer.name", "'sgd', 'adam' or 'adamw'"]),
+        ("training.optimizer.name=adamax", ["training.optimizer.name", "'sgd', 'adam', 'adamw' or 'muon'"]),
         ("training.schedule.milestones=[1, x]", ["training.schedule.milestones.1", "got 'x'"]),
         ("training.accumulate=3", ["training: batch_size 64 is not a multiple of accumulate 3"]),
         ("training.seed=-1", ["training.seed"]),

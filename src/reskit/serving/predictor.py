@@ -57,6 +57,7 @@ class Predictor:
         max_batch: most examples at once.
         workers: runs at the same time.
         profile: what the bundle's data were like; None where that is not known.
+        difference: largest difference from float32 that was measured of the engine, of the largest output.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Predictor:
         max_batch: int,
         workers: int,
         profile: DriftProfile | None = None,
+        difference: float = 0.0,
     ) -> None:
         self.bundle = bundle
         self.profile = profile
@@ -77,6 +79,7 @@ class Predictor:
         self.threads = threads
         self.max_batch = max_batch
         self.workers = workers
+        self.difference = difference
 
     @classmethod
     def load(cls, path: Path, settings: Settings) -> Self:
@@ -91,9 +94,10 @@ class Predictor:
         if settings.engine == "eager" or (settings.engine == "auto" and plan_time(path) is None):
             runner: Runner = _Eager(bundle)
             name, threads, workers, best = "torch-fp32", usable_cores(), 1, MAX_BATCH
+            difference = 0.0
         else:
             runner, engine = planned(bundle, settings.engine)
-            name, threads = engine.name, engine.threads
+            name, threads, difference = engine.name, engine.threads, engine.difference
             # A run takes its threads; an engine of several streams has one for each of as many runs.
             workers = max(engine.streams, usable_cores() // threads)
             best = max(engine.batches, key=lambda figures: figures.images_per_s).batch
@@ -105,6 +109,7 @@ class Predictor:
             max_batch=settings.max_batch or best,
             workers=settings.workers or workers,
             profile=profile,
+            difference=difference,
         )
         for batch in sorted({1, predictor.max_batch}):
             runner.warm_up(batch)

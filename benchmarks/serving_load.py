@@ -61,7 +61,7 @@ async def over_http(url: str, request: bytes, count: int) -> list[Ask]:
         async def ask() -> None:
             writer.write(request)
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
-            length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
+            length = int(head.split(b"\r\ncontent-length:")[1].split(b"\r\n")[0])
             await reader.readexactly(length)
             if not head.startswith(b"http/1.1 200"):
                 raise RuntimeError(head.split(b"\r\n")[0].decode())

@@ -12,6 +12,7 @@ import argparse
 import base64
 from typing import Any
 
+import litserve
 import numpy as np
 import onnxruntime
 
@@ -26,7 +27,7 @@ def kserve(models: dict[str, str], port: int, grpc_port: int) -> None:
     from kserve import InferOutput, InferRequest, InferResponse, Model, ModelServer
     from kserve.utils.utils import generate_uuid
 
-    class Onnx(Model):  # type: ignore[misc]
+    class Served(Model):  # type: ignore[misc]
         def __init__(self, name: str, path: str) -> None:
             super().__init__(name)
             self.session = session(path)
@@ -40,40 +41,47 @@ def kserve(models: dict[str, str], port: int, grpc_port: int) -> None:
             return InferResponse(generate_uuid(), self.name, [output])
 
     ModelServer(http_port=port, grpc_port=grpc_port, workers=1).start(
-        [Onnx(name, path) for name, path in models.items()]
+        [Served(name, path) for name, path in models.items()]
     )
 
 
-def litserve(models: dict[str, str], port: int, shapes: dict[str, list[int]]) -> None:
+class Onnx(litserve.LitAPI):  # type: ignore[misc]
+    """One model of LitServe; its workers are spawned, so it must be found by name."""
+
+    def __init__(self, name: str, path: str, shape: list[int]) -> None:
+        super().__init__(max_batch_size=16, batch_timeout=0.005, api_path=f"/{name}")
+        self.file, self.shape = path, shape
+
+    def setup(self, device: str) -> None:
+        """Open the model, in the worker."""
+        self.session = session(self.file)
+
+    def decode_request(self, request: dict[str, str]) -> np.ndarray:
+        """Return the pixels of a request."""
+        return np.frombuffer(base64.b64decode(request["image"]), np.uint8).reshape(self.shape)
+
+    def batch(self, inputs: list[np.ndarray]) -> np.ndarray:
+        """Join requests."""
+        return np.stack(inputs)
+
+    def predict(self, pixels: np.ndarray) -> np.ndarray:
+        """Run the model."""
+        (found,) = self.session.run(None, {"image": pixels})
+        return found  # type: ignore[no-any-return]
+
+    def unbatch(self, output: np.ndarray) -> list[np.ndarray]:
+        """Divide the answers."""
+        return list(output)
+
+    def encode_response(self, output: np.ndarray) -> dict[str, Any]:
+        """Return an answer as JSON values."""
+        return {"output": output.tolist()}
+
+
+def lit(models: dict[str, str], port: int, shapes: dict[str, list[int]]) -> None:
     """Serve by LitServe."""
-    import litserve
-
-    class Onnx(litserve.LitAPI):  # type: ignore[misc]
-        def __init__(self, name: str) -> None:
-            super().__init__(max_batch_size=16, batch_timeout=0.005, api_path=f"/{name}")
-            self.name = name
-
-        def setup(self, device: str) -> None:
-            self.session = session(models[self.name])
-
-        def decode_request(self, request: dict[str, str]) -> np.ndarray:
-            pixels = np.frombuffer(base64.b64decode(request["image"]), np.uint8)
-            return pixels.reshape(shapes[self.name])
-
-        def batch(self, inputs: list[np.ndarray]) -> np.ndarray:
-            return np.stack(inputs)
-
-        def predict(self, pixels: np.ndarray) -> np.ndarray:
-            (found,) = self.session.run(None, {"image": pixels})
-            return found  # type: ignore[no-any-return]
-
-        def unbatch(self, output: np.ndarray) -> list[np.ndarray]:
-            return list(output)
-
-        def encode_response(self, output: np.ndarray) -> dict[str, Any]:
-            return {"output": output.tolist()}
-
-    litserve.LitServer([Onnx(name) for name in models], accelerator="cpu", workers_per_device=1).run(
+    served = [Onnx(name, path, shapes[name]) for name, path in models.items()]
+    litserve.LitServer(served, accelerator="cpu", workers_per_device=1).run(
         port=port, host="127.0.0.1", generate_client_file=False
     )
 
@@ -90,7 +98,7 @@ def main() -> None:
     if options.kind == "kserve":
         kserve(models, options.port, options.port + 1)
     else:
-        litserve(
+        lit(
             models, options.port, {name: [int(side) for side in shape.split(",")] for name, _, shape in given}
         )
 

@@ -63,7 +63,7 @@ class _TwoStages(nn.Module):
     def __init__(
         self,
         channels: Sequence[int],
-        strides: Sequence[int],
+        levels: Sequence[int],
         *,
         width: int,
         hidden: int,
@@ -71,7 +71,7 @@ class _TwoStages(nn.Module):
         **most: int,
     ) -> None:
         super().__init__()
-        self.strides, self.most = list(strides), most
+        self.levels, self.most = list(levels), most
         self.fpn = FeaturePyramidNetwork(list(channels), width, extra_blocks=LastLevelMaxPool())
         self.rpn = RPNHead(width, len(RATIOS))
         self.box_head = TwoMLPHead(width * POOLED**2, hidden)
@@ -83,9 +83,8 @@ class _TwoStages(nn.Module):
         scores, changes = (
             [_by_place(level, len(RATIOS)).float() for level in kind] for kind in self.rpn(levels)
         )
-        height, width = (self.strides[0] * side for side in levels[0].shape[-2:])
-        strides = [*self.strides, 2 * self.strides[-1]]
-        anchors = [grid_anchors((height, width), [stride]).to(maps[0].device) for stride in strides]
+        height, width = (self.levels[0] * side for side in levels[0].shape[-2:])
+        anchors = [grid_anchors((height, width), [stride]).to(maps[0].device) for stride in self.levels]
         with torch.no_grad():
             proposals = self.propose(scores, changes, anchors, (height, width))
         said = self.box_predictor(self.box_head(self.cut(levels[: len(maps)], proposals)))
@@ -134,9 +133,9 @@ class _TwoStages(nn.Module):
         image = torch.arange(proposals.shape[0], device=boxes.device, dtype=boxes.dtype)
         image = image[:, None].expand(proposals.shape[:2]).reshape(-1, 1)
         side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt() / CANONICAL
+        where = torch.cat([image, boxes], 1)
         maps: Tensor | None = None
-        for stride, level in zip(self.strides, levels, strict=True):
-            where = torch.cat([image, boxes], 1)
+        for stride, level in zip(self.levels, levels, strict=False):  # none is cut from the last
             there = roi_align(level.float(), where, POOLED, 1 / stride, SAMPLES)
             reached = (side * (1 + 1e-6) >= stride)[:, None, None, None]
             maps = there if maps is None else torch.where(reached, there, maps)
@@ -227,7 +226,7 @@ class FasterRcnn(Detector):
         """Return a new pyramid with both stages."""
         return _TwoStages(
             self.body.channels[-self.from_body :],
-            self.used,
+            self.levels,
             width=self.width,
             hidden=self.hidden,
             classes=num_classes,

@@ -52,7 +52,7 @@ def test_every_level_of_the_decoder_is_a_residual_block_on_what_is_joined() -> N
     blocks = [module for module in model.head.modules() if isinstance(module, BasicBlock)]
     # The maps have 8 channels at stride 2, 8 at 4 and 16 at 8; the image has 3 at 1.
     joined = [(block.conv1.in_channels, block.conv1.out_channels) for block in blocks]
-    assert joined == [(8 + 8, 8), (6 + 8, 6), (4 + 3, 4)]
+    assert joined == [(16 + 8, 8), (8 + 8, 6), (6 + 3, 4)]
     assert all(len(block.downsample) == 2 for block in blocks)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from reskit.errors import ModelError, did_you_mean
 from reskit.models.base import Backbone, check_integers
 from reskit.models.registry import MODELS, create_model, register_family
-from reskit.nn import BasicBlock, make_conv, make_norm
+from reskit.nn import BasicBlock, make_conv
 from reskit.nn.residual import check_plain
 
 __all__ = ["UNet"]
@@ -23,10 +23,10 @@ AUXILIARY = 2
 
 
 class _Rise(nn.Module):
-    """One level up: the map from below is narrowed, enlarged, joined to the skip and merged by a block.
+    """One level up: the map from below is enlarged, joined to the skip and merged by a block.
 
-    Narrowing comes before enlarging: there it costs a quarter, and the two agree, for a 1x1 convolution
-    commutes with copying pixels.
+    The block sees every channel from below: narrowing them first by a 1x1 convolution would be cheaper, and
+    cost 0.005 Dice on isbi2012-membrane.
 
     Args:
         deep: channels of the map from below.
@@ -38,12 +38,11 @@ class _Rise(nn.Module):
 
     def __init__(self, deep: int, skip: int, width: int, *, residual: bool, zero_init: bool) -> None:
         super().__init__()
-        self.narrow = nn.Sequential(make_conv(2, deep, width, 1), make_norm(2, width))
-        self.block = BasicBlock(width + skip, width, residual=residual, zero_init=zero_init)
+        self.block = BasicBlock(deep + skip, width, residual=residual, zero_init=zero_init)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Return `(N, width, H, W)` of `(N, deep, h, w)` and `(N, skip, H, W)`; `H` may be any, also odd."""
-        x = F.interpolate(self.narrow(x), size=skip.shape[-2:], mode="nearest")
+        x = F.interpolate(x, size=skip.shape[-2:], mode="nearest")
         return self.block(torch.cat([x, skip], 1))  # type: ignore[no-any-return]
 
 
@@ -75,10 +74,8 @@ class _Decoder(nn.Module):
             _Rise(below, skip, width, residual=residual, zero_init=zero_init)
             for below, skip, width in zip(deep, reversed(skips[:-1]), widths, strict=False)
         )
-        self.logits = make_conv(2, widths[-1], num_classes, 1, bias=True)
-        self.auxiliary = nn.ModuleList(
-            make_conv(2, width, num_classes, 1, bias=True) for width in widths[-1 - auxiliary : -1]
-        )
+        self.logits = _logits(widths[-1], num_classes)
+        self.auxiliary = nn.ModuleList(_logits(width, num_classes) for width in widths[-1 - auxiliary : -1])
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Return logits of the size of the first map; see `UNet.forward`."""
@@ -95,6 +92,13 @@ class _Decoder(nn.Module):
             for head, level in zip(self.auxiliary, levels[-1 - len(self.auxiliary) : -1], strict=True)
         ]
         return torch.cat([logits, *reversed(coarse)], 1)
+
+
+def _logits(channels: int, num_classes: int) -> nn.Module:
+    """Return the convolution that gives logits; they start near zero: nothing is certain before learning."""
+    conv = make_conv(2, channels, num_classes, 3, bias=True)
+    nn.init.normal_(conv.weight, std=0.01)  # type: ignore[arg-type]
+    return conv
 
 
 class UNet(Backbone):
@@ -224,11 +228,11 @@ _UNET = (
 register_family(
     UNet,
     {
-        "unet_resnet18": ({"encoder": "resnet18"}, 13_894_850, _UNET),
-        "unet_resnet34": ({"encoder": "resnet34"}, 24_003_010, _UNET),
-        "unet_resnet50": ({"encoder": "resnet50"}, 29_200_066, _UNET),
-        "unet_mobilenet_v2": ({"encoder": "mobilenet_v2"}, 4_565_378, _UNET),
-        "unet_cifar_resnet20": ({"encoder": "cifar_resnet20"}, 309_170, _UNET),
+        "unet_resnet18": ({"encoder": "resnet18"}, 14_592_482, _UNET),
+        "unet_resnet34": ({"encoder": "resnet34"}, 24_700_642, _UNET),
+        "unet_resnet50": ({"encoder": "resnet50"}, 33_436_642, _UNET),
+        "unet_mobilenet_v2": ({"encoder": "mobilenet_v2"}, 7_032_482, _UNET),
+        "unet_cifar_resnet20": ({"encoder": "cifar_resnet20"}, 319_570, _UNET),
     },
     num_classes=2,
     input_size=(3, 256, 256),

@@ -297,7 +297,10 @@ def optimize(
 def serve(
     bundles: Annotated[
         list[str],
-        typer.Argument(metavar="BUNDLE...", help="Bundles, folders of versions or of bundles; NAME=BUNDLE."),
+        typer.Argument(
+            metavar="BUNDLE...",
+            help="Bundles, folders of versions or of bundles, or URLs of buckets with such; NAME=BUNDLE.",
+        ),
     ],
     host: Annotated[str, typer.Option(help="Address; of this machine alone by default.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Of REST; 0 takes a free one.")] = 8000,
@@ -373,9 +376,8 @@ def serve(
         for line in server.lines() if log_format == "text" else []:
             typer.echo(line, err=True)
 
-    named = [given.rpartition("=") for given in bundles]
     run(
-        [(name or None, folder) for name, _, folder in named],
+        [_named(given) for given in bundles],
         started=started,
         host=host,
         port=port,
@@ -763,6 +765,13 @@ def _print_paths(paths: dict[str, Path]) -> None:
     width = max((len(name) for name in paths), default=0)
     for name, path in paths.items():
         typer.echo(f"{name:<{width}}  {path}")
+
+
+def _named(given: str) -> tuple[str | None, str]:
+    """Return the name and the folder or URL of NAME=BUNDLE, the name None where there is none."""
+    start, scheme_end, rest = given.partition("://")  # behind it, = is part of the URL
+    name, _, place = start.rpartition("=")
+    return name or None, f"{place}{scheme_end}{rest}"
 
 
 def _serving(bundle: Path) -> str:

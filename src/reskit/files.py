@@ -17,7 +17,16 @@ from safetensors import SafetensorError
 
 from reskit.errors import ConfigError, OutputError
 
-__all__ = ["atomic_file", "atomic_folder", "read_lines", "sha256", "to_json", "write_text", "writing"]
+__all__ = [
+    "atomic_file",
+    "atomic_folder",
+    "own_cache",
+    "read_lines",
+    "sha256",
+    "to_json",
+    "write_text",
+    "writing",
+]
 
 
 @contextlib.contextmanager
@@ -92,6 +101,27 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
+
+
+def own_cache(name: str) -> Path:
+    """Return a folder that only the user can write to and that may be deleted at any time, made if need be.
+
+    It is `reskit/NAME` in `RESKIT_CACHE`, else in `XDG_CACHE_HOME`, else in `~/.cache`.
+
+    Raises:
+        ConfigError: others may write to it.
+        OutputError: it cannot be made.
+    """
+    base = os.environ.get("RESKIT_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(base).absolute() / "reskit" / name
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    status = folder.stat()
+    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022):
+        raise ConfigError(
+            f"others can write to {folder}, a cache of this user: chmod 700, or set RESKIT_CACHE"
+        )
+    return folder
 
 
 def sha256(path: Path) -> str:

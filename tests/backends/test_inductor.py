@@ -15,10 +15,11 @@ import pytest
 import torch
 
 import reskit
-from reskit.backends import BACKENDS, Precision, Runner, inductor, programs
+from reskit.backends import BACKENDS, Precision, Runner, inductor
 from reskit.backends.servable import describe, servable
 from reskit.bundle import Bundle
-from reskit.errors import BackendError, MissingExtraError
+from reskit.errors import BackendError, ConfigError, MissingExtraError
+from reskit.files import own_cache
 
 BACKEND = BACKENDS.get("inductor")
 RUNS: list[Precision] = [precision for precision in BACKEND.tolerance if not BACKEND.unsupported(precision)]
@@ -167,7 +168,7 @@ def test_folders_that_others_can_write_to(
     folder = tmp_path / "reskit" / "inductor"
     folder.mkdir(parents=True)
     folder.chmod(0o777)
-    with pytest.raises(BackendError, match="others can write to"):
+    with pytest.raises(ConfigError, match="others can write to"):
         BACKEND.load(files["fp32"])
 
 
@@ -204,5 +205,5 @@ def test_other_processors(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_folder_follows_the_usual_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("RESKIT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert programs._own_folder() == tmp_path / "reskit" / "inductor"
-    assert programs._own_folder().stat().st_mode & 0o777 == 0o700
+    assert own_cache("inductor") == tmp_path / "reskit" / "inductor"
+    assert own_cache("inductor").stat().st_mode & 0o777 == 0o700

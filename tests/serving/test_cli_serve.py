@@ -34,6 +34,9 @@ def test_options_become_settings(cli: Callable[..., Any], served: dict[str, Any]
     words = ["--no-grpc", "--max-body", "2", "--timeout", "5", "--token-file", "t", "--engine", "latency"]
     assert cli("serve", "a=x/y", "z", "b=c=d", *words).code == 0
     assert served["bundles"] == [("a", "x/y"), (None, "z"), ("b=c", "d")]
+    assert cli("serve", "s3://b/x?y=z", "c=gs://b/x=y").code == 0
+    assert served["bundles"] == [(None, "s3://b/x?y=z"), ("c", "gs://b/x=y")]
+    assert cli("serve", "a=x/y", *words).code == 0
     del served["bundles"], served["started"]
     settings = reskit.serving.Settings.of(served)
     assert settings == reskit.serving.Settings(

@@ -27,7 +27,7 @@ from reskit.backends.base import Metadata
 from reskit.backends.onnx_graph import first_line, quiet
 from reskit.environment import fingerprint
 from reskit.errors import BackendError
-from reskit.files import sha256, writing
+from reskit.files import own_cache, sha256, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,6 +57,7 @@ class Programs:
 
     Raises:
         BackendError: the file is damaged, or must be compiled and there is no compiler.
+        ConfigError: others may write to the folder of programs.
         MissingExtraError: it is int8, must be compiled, and torchao is not installed.
     """
 
@@ -66,7 +67,7 @@ class Programs:
         self._path, self._sum = path, sha256(path)
         self._shape = tuple(side or 1 for side in metadata.signature.inputs[0].shape[1:])
         self._metadata = metadata
-        self._cache = _own_folder()
+        self._cache = own_cache("inductor")
         key = f"{self._sum} {torch.__version__} {fingerprint()['id']} {_OPTIONS}"
         self._folder = self._cache / hashlib.sha256(key.encode()).hexdigest()
         self._ready: dict[int, Program] = {}
@@ -154,24 +155,6 @@ def _opened(file: Path) -> Program:
     # As `torch._inductor.aoti_load_package` does, without importing the compiler: 1.7 s and 150 MB.
     loader = AOTIModelPackageLoader(str(file), "model", False, 1, -1)
     return lambda pixels: loader.run([pixels])[0]
-
-
-def _own_folder() -> Path:
-    """Return the folder of programs, made if need be.
-
-    Raises:
-        BackendError: others may write to it.
-    """
-    base = os.environ.get("RESKIT_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base).absolute() / "reskit" / "inductor"
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    status = folder.stat()
-    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022):
-        raise BackendError(
-            f"others can write to {folder}, where compiled programs are kept: chmod 700, or set RESKIT_CACHE"
-        )
-    return folder
 
 
 @contextlib.contextmanager

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from reskit.backends.servable import INPUT, OUTPUT
 from reskit.errors import BackendError, ConfigError, ReskitError, did_you_mean
 from reskit.serving.batching import Answered, Batcher
+from reskit.serving.buckets import Bucket
 from reskit.serving.drift import DriftWatch
 from reskit.serving.faults import BadRequestError, NotReadyError, UnknownModelError
 from reskit.serving.folders import find_models
@@ -25,6 +27,8 @@ from reskit.serving.records import note_answer
 from reskit.serving.settings import Settings
 
 __all__ = ["Model", "Repository"]
+
+_LOG = logging.getLogger("reskit.serving")
 
 
 class Model:
@@ -121,12 +125,18 @@ class Repository:
         places: folders, as the user named them, each with the name its one bundle is to have, or None.
         settings: of the service.
         metrics: of the service.
+        buckets: those that some of the folders mirror.
     """
 
     def __init__(
-        self, places: Iterable[tuple[str | None, Path]], settings: Settings, metrics: Metrics
+        self,
+        places: Iterable[tuple[str | None, Path]],
+        settings: Settings,
+        metrics: Metrics,
+        buckets: Sequence[Bucket] = (),
     ) -> None:
         self._places = list(places)
+        self._buckets, self._pulling = buckets, asyncio.Lock()
         self.adopted: dict[str, Path] = {}
         self.roots: list[Path] = []
         if settings.platform is not None and settings.platform.multi_model:  # it says what to load, and when
@@ -258,6 +268,15 @@ class Repository:
         self._places = [place for place in self._places if place[0] != name]
         self._found.pop(name, None)
         self._states = {key: state for key, state in self._states.items() if key[0] != name}
+
+    async def pull(self) -> None:
+        """Bring what changed in the buckets into their folders; what cannot be read stays as it was."""
+        async with self._pulling:
+            for bucket in self._buckets:
+                try:
+                    await bucket.pulled()
+                except ReskitError as error:
+                    _LOG.warning("%s", error)
 
     def look(self) -> None:
         """Look into the folders again."""

@@ -16,6 +16,7 @@ from typing import Any, Self
 import uvicorn
 
 from reskit.errors import ConfigError
+from reskit.serving.buckets import Bucket, is_url
 from reskit.serving.connections import Connection
 from reskit.serving.grpc_service import GrpcServer
 from reskit.serving.logs import log_json
@@ -45,18 +46,22 @@ class Server:
 
     def __init__(self, bundles: Bundles, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
-        self._places = [
-            (None, Path(place)) if isinstance(place, str | Path) else (place[0], Path(place[1]))
-            for place in bundles
-        ]
+        self._places = [(None, one) if isinstance(one, str | Path) else one for one in bundles]
         self.service: Service
         self._grpc: GrpcServer | None = None
 
     async def __aenter__(self) -> Self:
         """Load the models, then start to answer."""
         check_tls(self.settings)
-        self.service = Service(self._places, self.settings)
         async with contextlib.AsyncExitStack() as undo:  # where one step fails, those before it
+            places, buckets = [], []
+            for name, place in self._places:
+                if is_url(place):
+                    buckets.append(bucket := Bucket(str(place), single=name is not None))
+                    await bucket.pulled()
+                    place = bucket.place
+                places.append((name, Path(place)))
+            self.service = Service(places, self.settings, buckets)
             undo.push_async_callback(self.service.close)
             listening = undo.enter_context(contextlib.closing(_bound(self.settings)))
             self._port = listening.getsockname()[1]
@@ -175,16 +180,17 @@ def serve(
     """Serve bundles by REST and gRPC until SIGTERM or Ctrl-C; what is under way is answered before the end.
 
     Args:
-        bundles: folders: bundles, models with versions in folders 1, 2, ..., or folders of them; a pair names
-            its bundle, which else is called as its folder.
+        bundles: folders or URLs of buckets: bundles, models with versions in folders 1, 2, ..., or folders of
+            them; a pair names its bundle, which else is called as its folder.
         started: called once it answers.
         **settings: see `Settings`; `platform` may be the name of one. What the environment of the platform
             says, by name or by the variables it sets, goes before the port that is given.
 
     Raises:
-        ConfigError: a setting makes no sense, a port is taken, a folder holds no bundle.
+        ConfigError: a setting makes no sense, a port is taken, a folder holds no bundle, a bucket cannot be
+            read.
         BundleError: a bundle is damaged.
-        MissingExtraError: the extra `serve` is not installed.
+        MissingExtraError: the extra `serve`, or that of a bucket, is not installed.
     """
     from uvloop import new_event_loop
 

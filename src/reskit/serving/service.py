@@ -18,6 +18,7 @@ import numpy as np
 from reskit.backends.servable import INPUT, OUTPUT
 from reskit.errors import InputError, ReskitError
 from reskit.serving import describing
+from reskit.serving.buckets import Bucket
 from reskit.serving.deploying import Deployer
 from reskit.serving.deploying.deployer import MODES
 from reskit.serving.faults import BadRequestError, BusyError, DeadlineError, NotReadyError, ServingError
@@ -44,9 +45,15 @@ class Service:
     Args:
         places: folders with bundles, each with a name or None; see `Repository`.
         settings: how it is set up.
+        buckets: those that some of the folders mirror.
     """
 
-    def __init__(self, places: Iterable[tuple[str | None, Path]], settings: Settings) -> None:
+    def __init__(
+        self,
+        places: Iterable[tuple[str | None, Path]],
+        settings: Settings,
+        buckets: Sequence[Bucket] = (),
+    ) -> None:
         self.settings = settings
         self.tokens = Tokens.read(settings.token_file)
         traces = traces_asked()
@@ -54,7 +61,7 @@ class Service:
         self.started = time.time()
         self.metrics = Metrics(lambda: [model.state() for model in self.models.models])
         self.history = History(self.metrics)
-        self.models = Repository(places, settings, self.metrics)
+        self.models = Repository(places, settings, self.metrics, buckets)
         self.deployer = Deployer(self.models, settings, self.metrics, self.ready)
         self.draining = False
         self.stopping = asyncio.Event()

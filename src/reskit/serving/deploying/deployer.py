@@ -105,6 +105,7 @@ class Deployer:
         if mode is not None and mode not in MODES:
             raise BadRequestError(f"unknown rollout {mode[:80]!r}: {', '.join(MODES)}")
         chosen = mode or self._settings.rollout
+        await self._models.pull()
         # Shielded: who asked may go away, and the deployment goes on to an outcome.
         await asyncio.shield(self._spawn(self._load(name, policy, chosen)))
 
@@ -262,6 +263,7 @@ class Deployer:
         Args:
             settled: only what is as it was at the look before: a folder may be just being copied.
         """
+        await self._models.pull()
         self._models.look()
         for name in self._models.names():
             serving = self._known.serving.get(name)

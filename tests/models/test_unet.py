@@ -66,8 +66,8 @@ def test_the_image_itself_is_joined_last() -> None:
     with torch.inference_mode():
         changed = (model(marked) - model(image)).abs().sum(1)[0]
     rows, columns = torch.nonzero(changed > 1e-6, as_tuple=True)
-    assert (rows.min(), rows.max()) == (11, 15)  # two 3x3 convolutions around it
-    assert (columns.min(), columns.max()) == (15, 19)
+    assert (rows.min(), rows.max()) == (10, 16)  # three 3x3 convolutions around it
+    assert (columns.min(), columns.max()) == (14, 20)
 
 
 def test_deep_supervision_answers_at_each_level_while_training_only() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +22,7 @@ from reskit.backends.servable import servable
 from reskit.bundle import Bundle
 from reskit.errors import BackendError, ConfigError, DataError, UnknownNameError
 from reskit.optimization import candidates, racing
-from reskit.optimization.candidates import Candidate, Skipped, list_candidates, prepare
+from reskit.optimization.candidates import Candidate, Skipped, Trial, list_candidates
 from reskit.optimization.guard import AGREEMENT_FACTOR, guard_examples
 from reskit.optimization.showing import Watch
 
@@ -163,6 +165,14 @@ class _Examples(SimpleNamespace):
         return 100 * (0.9 - metric)
 
 
+def tried(*what: Any, **options: Any) -> Candidate | Skipped:
+    with ThreadPoolExecutor(1) as background, ExitStack() as workers:
+        rest = {"batches": (1,), "threads": 1, "background": background, "workers": workers}
+        trial = Trial(*what, **options, **rest)
+        trial.begin()
+        return trial.finish()
+
+
 def test_int8_gives_layers_back_the_most_hurt_first(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,15 +180,14 @@ def test_int8_gives_layers_back_the_most_hurt_first(
     metrics = iter([0.5, 0.7, 0.95])
     monkeypatch.setattr(candidates, "_metric", lambda *_: next(metrics))
     said: list[str] = []
-    found = prepare(
+    found = tried(
         bundle,
         BACKENDS.get("onnxruntime"),
         "int8",
         tmp_path,
         model=servable(bundle),
         samples=bundle.samples["samples"].numpy(),
-        examples=_Examples(guard=SimpleNamespace(metric="top1", max_drop=0.5, unit="points")),  # type: ignore[arg-type]
-        threads=1,
+        examples=_Examples(guard=SimpleNamespace(metric="top1", max_drop=0.5, unit="points")),
         say=said.append,
     )
     assert isinstance(found, Candidate)
@@ -188,15 +197,14 @@ def test_int8_gives_layers_back_the_most_hurt_first(
 
 
 def test_int8_without_pictures_is_left_out(bundle: Bundle, tmp_path: Path) -> None:
-    found = prepare(
+    found = tried(
         bundle,
         BACKENDS.get("onnxruntime"),
         "int8",
         tmp_path,
         model=servable(bundle),
         samples=None,
-        examples=None,  # type: ignore[arg-type]
-        threads=1,
+        examples=None,
         say=print,
     )
     assert isinstance(found, Skipped)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -187,6 +187,7 @@ class Backend(ABC):
             part of the largest output; only these precisions can be written. What precision costs in accuracy
             is the guard's to say, not this: it catches graphs that are wrong.
         splits: whether one runner can work on several batches at once on separate cores (`streams`).
+        compiles: whether `prepare` takes long.
         on_device: whether it is made for phones and boards; `reskit optimize` tries it only when named.
     """
 
@@ -198,6 +199,7 @@ class Backend(ABC):
     export_needs: ClassVar[tuple[str, ...]] = ()
     tolerance: ClassVar[Mapping[Precision, float]]
     splits: ClassVar[bool] = False
+    compiles: ClassVar[bool] = False
     on_device: ClassVar[bool] = False
 
     def require(self, *, export: bool = False) -> None:
@@ -236,6 +238,15 @@ class Backend(ABC):
 
         Raises:
             BackendError: an operator or a precision cannot be written; says which.
+        """
+
+    def prepare(self, path: Path, batches: Collection[int]) -> None:  # noqa: B027 - most do so quickly
+        """Do once what takes long when a file is first loaded and run at these batch sizes.
+
+        It is done by another process: this one can go on meanwhile, in another thread.
+
+        Raises:
+            BackendError: it cannot be done.
         """
 
     @abstractmethod

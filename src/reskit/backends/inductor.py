@@ -7,7 +7,7 @@ where it is loaded, and the compiled programs stay in a folder of the user's own
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -16,7 +16,7 @@ import numpy as np
 
 from reskit.backends.base import BACKENDS, Backend, Metadata, Precision, Runner
 from reskit.backends.eager import TorchRunner, bf16_missing
-from reskit.backends.programs import LARGEST, Programs, compiler_missing
+from reskit.backends.programs import Programs, compiler_missing
 from reskit.environment import usable_cores
 from reskit.errors import MissingExtraError
 
@@ -32,6 +32,7 @@ class Inductor(Backend):
     name: ClassVar[str] = "inductor"
     format: ClassVar[str] = "inductor"
     suffix: ClassVar[str] = ".safetensors"
+    compiles: ClassVar[bool] = True
     tolerance: ClassVar[Mapping[Precision, float]] = {"fp32": 1e-4, "bf16": 0.25, "int8": 0.5}
 
     def unsupported(self, precision: Precision) -> str | None:
@@ -64,6 +65,12 @@ class Inductor(Backend):
         graph = quantized(model, metadata, samples, keep) if int8 else trace(model, metadata)
         save_graph(graph, path, metadata)
 
+    def prepare(self, path: Path, batches: Collection[int]) -> None:
+        """Compile a file's programs for batch sizes; see `Backend.prepare`."""
+        from reskit.backends.graph_file import read_metadata
+
+        Programs(path, read_metadata(path, self.name), batches)
+
     def load(self, path: Path, *, threads: int | None = None, streams: int = 1) -> Runner:
         """Return a runner; see `Backend.load`. Compiles, unless that was done before on this machine."""
         from reskit.backends.graph_file import read_metadata
@@ -86,7 +93,7 @@ class _Runner(TorchRunner):
 
     def warm_up(self, batch_size: int = 1, rounds: int = 2) -> None:
         """Compile for a batch size, which later runs and loads then use; larger ones than 32 are cut."""
-        self._programs.compile(min(batch_size, LARGEST))
+        self._programs.compile([batch_size])
         super().warm_up(batch_size, rounds)
 
     def close(self) -> None:

@@ -17,16 +17,17 @@ import os
 import shlex
 import shutil
 import sys
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from reskit.backends.base import Metadata
-from reskit.backends.onnx_graph import first_line, quiet
+from reskit.backends.compiling import OPTIONS, compile_programs
+from reskit.backends.worker import Worker, WorkerError
 from reskit.environment import fingerprint
-from reskit.errors import BackendError
+from reskit.errors import BackendError, MissingExtraError
 from reskit.files import own_cache, sha256, writing
 
 if TYPE_CHECKING:
@@ -39,13 +40,8 @@ LARGEST = 32
 
 Program: TypeAlias = "Callable[[Tensor], Tensor]"
 
-_OPTIONS = {
-    "freezing": True,  # weights are constants, packed for the processor
-    "cpp.dynamic_threads": True,  # one program for any number of threads
-    "aot_inductor.precompile_headers": False,  # they would lie in /tmp, 150 MB each, and need openssl
-}
-_LOUD = ("torch.utils.cpp_extension", "torch._inductor", "torch.export")
-_COMPILING = threading.Lock()  # settings and environment are those of the process
+_LONGEST_S = 3600.0
+"""Time that compiling may take: a large network on a busy small machine."""
 
 
 class Programs:
@@ -54,6 +50,7 @@ class Programs:
     Args:
         path: what `graph_file.save_graph` wrote.
         metadata: what it says of itself.
+        batches: batch sizes to have programs for, besides 1.
 
     Raises:
         BackendError: the file is damaged, or must be compiled and there is no compiler.
@@ -61,40 +58,46 @@ class Programs:
         MissingExtraError: it is int8, must be compiled, and torchao is not installed.
     """
 
-    def __init__(self, path: Path, metadata: Metadata) -> None:
+    def __init__(self, path: Path, metadata: Metadata, batches: Collection[int] = (1,)) -> None:
         import torch
 
-        self._path, self._sum = path, sha256(path)
-        self._shape = tuple(side or 1 for side in metadata.signature.inputs[0].shape[1:])
-        self._metadata = metadata
+        self._path, self._sum, self._precision = path, sha256(path), metadata.precision
         self._cache = own_cache("inductor")
-        key = f"{self._sum} {torch.__version__} {fingerprint()['id']} {_OPTIONS}"
+        key = f"{self._sum} {torch.__version__} {fingerprint()['id']} {OPTIONS}"
         self._folder = self._cache / hashlib.sha256(key.encode()).hexdigest()
         self._ready: dict[int, Program] = {}
+        self._compiling = threading.Lock()
         for file in self._folder.glob("*.pt2"):
             with contextlib.suppress(RuntimeError):  # damaged: it is compiled again when needed
                 self._ready[int(file.stem)] = _opened(file)
-        self.compile(1)
+        self.compile({1, *batches})
 
-    def compile(self, batch: int) -> None:
-        """Make the program for a batch size, unless it is there.
+    def compile(self, batches: Collection[int]) -> None:
+        """Make the programs for batch sizes, unless they are there; larger ones than `LARGEST` are cut.
 
         Raises:
             BackendError: there is no compiler, or it fails.
             MissingExtraError: int8 is to be compiled and torchao is not installed.
         """
-        with _COMPILING:
-            if batch in self._ready:
+        with self._compiling:
+            missing = sorted({min(batch, LARGEST) for batch in batches} - self._ready.keys())
+            if not missing:
                 return
             if reason := compiler_missing():
                 raise BackendError(f"{self._path} must be compiled on this machine, but {reason}")
+            if self._precision == "int8" and find_spec("torchao") is None:
+                raise MissingExtraError("torchao", "torchao")
             if sha256(self._path) != self._sum:
                 raise BackendError(f"{self._path} was replaced since it was loaded; load it again")
-            file = self._folder / f"{batch}.pt2"
-            with writing(file):
+            with writing(self._folder):
                 self._folder.mkdir(exist_ok=True)
-            self._compile(batch, file)
-            self._ready[batch] = _opened(file)
+            asked = self._path, self._precision, missing, self._folder, self._cache
+            try:
+                with Worker(compile_programs, *asked, timeout=_LONGEST_S) as worker:
+                    worker.wait_ready()
+            except WorkerError as error:
+                raise BackendError(f"{self._path} cannot be compiled: {error.reason}") from None
+            self._ready |= {batch: _opened(self._folder / f"{batch}.pt2") for batch in missing}
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Return the outputs of uint8 `(N, C, H, W)`, computed in as few pieces as there are programs for."""
@@ -106,33 +109,6 @@ class Programs:
                 outputs.append(self._ready[size](pixels[start : start + size]))
                 start += size
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-    def _compile(self, batch: int, file: Path) -> None:
-        import torch
-        from torch._inductor import aoti_compile_and_package, config
-
-        from reskit.backends.graph_file import load_graph
-
-        if self._metadata.precision == "int8":
-            from reskit.backends.pt2e import x86_quantizer
-
-            x86_quantizer()  # registers what turns rounded layers into int8 ones
-        with (
-            tempfile.TemporaryDirectory(dir=self._cache, prefix=".") as scratch,
-            _environment(TORCHINDUCTOR_CACHE_DIR=str(self._cache / "torch")),
-            config.patch({**_OPTIONS, "aot_inductor.output_path": scratch}),
-            quiet(*_LOUD),
-            torch.inference_mode(mode=False),
-            torch.no_grad(),
-        ):
-            graph = load_graph(self._path, self._metadata)
-            example = self._metadata.signature.inputs[0].zeros(batch)
-            package = Path(scratch, file.name)
-            try:
-                aoti_compile_and_package(torch.export.export(graph, (example,)), package_path=str(package))
-            except Exception as error:  # the compiler's errors have no base class of their own
-                raise BackendError(f"{self._path} cannot be compiled: {first_line(error)}") from error
-            package.replace(file)
 
 
 def compiler_missing() -> str | None:
@@ -155,18 +131,3 @@ def _opened(file: Path) -> Program:
     # As `torch._inductor.aoti_load_package` does, without importing the compiler: 1.7 s and 150 MB.
     loader = AOTIModelPackageLoader(str(file), "model", False, 1, -1)
     return lambda pixels: loader.run([pixels])[0]
-
-
-@contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    """Set environment variables for a while."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

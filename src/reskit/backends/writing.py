@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PARITY_BATCHES",
+    "Draft",
     "Written",
     "calibration_samples",
     "largest_difference",
     "read_pictures",
     "write_checked",
+    "write_draft",
 ]
 
 PARITY_BATCHES = (1, 3)
@@ -56,7 +58,56 @@ class Written:
         return sum(file.stat().st_size for file in self.files) / 2**20
 
 
-def write_checked(
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """A file written for a backend, not yet proven: `prove` or `discard` it.
+
+    Attributes:
+        path: the file, in a folder of its own.
+        target: where it goes.
+        backend: for whom it is.
+        metadata: what it says of itself.
+        model: the network.
+        pictures: raw `(N, C, H, W)` to try it with.
+    """
+
+    path: Path
+    target: Path
+    backend: Backend
+    metadata: Metadata
+    model: Servable
+    pictures: np.ndarray
+
+    def prove(self) -> Written:
+        """Hold it against float32 eager and put it in its place; discard it where it does not agree.
+
+        Raises:
+            BackendError: it does not agree, or cannot be run.
+            OutputError: the file system refuses.
+        """
+        backend, precision = self.backend, self.metadata.precision
+        try:
+            differences = _differences(backend, self.path, self.model, self.pictures)
+            worst = max(differences.values())
+            if not worst <= backend.tolerance[precision]:
+                raise BackendError(
+                    f"{self.metadata.model} on {backend.name} in {precision} differs from float32 by"
+                    f" {worst:.2g} of the largest output ({backend.tolerance[precision]:g} is allowed):"
+                    " the file was not kept"
+                )
+            with writing(self.target):
+                staged = sorted(self.path.parent.iterdir())
+                files = tuple(file.replace(self.target.parent / file.name) for file in staged)
+        finally:
+            self.discard()
+        return Written(path=self.target, files=files, metadata=self.metadata, differences=differences)
+
+    def discard(self) -> None:
+        """Remove it."""
+        shutil.rmtree(self.path.parent, ignore_errors=True)
+
+
+def write_draft(
     bundle: Bundle,
     backend: Backend,
     precision: Precision,
@@ -65,8 +116,8 @@ def write_checked(
     samples: np.ndarray | None = None,
     keep: Sequence[str] = (),
     model: Servable | None = None,
-) -> Written:
-    """Write a bundle for a backend, whole or not at all, and hold it against float32 eager.
+) -> Draft:
+    """Write a bundle for a backend, beside the place where it is to go.
 
     Args:
         bundle: what to write.
@@ -78,8 +129,7 @@ def write_checked(
         model: what `servable(bundle)` gave, where many files are made of it.
 
     Raises:
-        BackendError: the backend has no such precision here, cannot write the network, or what it wrote does
-            not agree with eager.
+        BackendError: the backend has no such precision here, or cannot write the network.
         MissingExtraError: a package is missing.
         OutputError: the file system refuses.
     """
@@ -90,26 +140,33 @@ def write_checked(
         raise ConfigError(f"a file for {backend.name} ends in {backend.suffix}: {path} does not")
     if precision == "int8" and samples is None:
         samples = calibration_samples(bundle)
-    metadata = describe(bundle, backend.name, precision)
-    model = model or servable(bundle)
-    pictures = bundle.samples["samples"].numpy() if samples is None else samples
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    draft = Draft(
+        path=staging / path.name,
+        target=path,
+        backend=backend,
+        metadata=describe(bundle, backend.name, precision),
+        model=model or servable(bundle),
+        pictures=bundle.samples["samples"].numpy() if samples is None else samples,
+    )
     try:
-        backend.write(model, staging / path.name, metadata=metadata, samples=pictures, keep=keep)
-        differences = _differences(backend, staging / path.name, model, pictures)
-        worst = max(differences.values())
-        if not worst <= backend.tolerance[precision]:
-            raise BackendError(
-                f"{metadata.model} on {backend.name} in {precision} differs from float32 by {worst:.2g} of"
-                f" the largest output ({backend.tolerance[precision]:g} is allowed): the file was not kept"
-            )
-        with writing(path):
-            files = tuple(file.replace(path.parent / file.name) for file in sorted(staging.iterdir()))
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return Written(path=path, files=files, metadata=metadata, differences=differences)
+        backend.write(draft.model, draft.path, metadata=draft.metadata, samples=draft.pictures, keep=keep)
+    except BaseException:
+        draft.discard()
+        raise
+    return draft
+
+
+def write_checked(
+    bundle: Bundle, backend: Backend, precision: Precision, path: Path, **options: Any
+) -> Written:
+    """Write a bundle for a backend, whole or not at all, and hold it against float32 eager.
+
+    Args and errors are those of `write_draft` and of `Draft.prove`.
+    """
+    return write_draft(bundle, backend, precision, path, **options).prove()
 
 
 def calibration_samples(bundle: Bundle) -> np.ndarray:

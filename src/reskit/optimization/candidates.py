@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +15,13 @@ from reskit.backends.base import BACKENDS, PRECISIONS, Backend, Precision
 from reskit.backends.running import FileNetwork
 from reskit.backends.sensitivity import rank_by_sensitivity
 from reskit.backends.servable import INPUT, OUTPUT, Servable
-from reskit.backends.worker import Worker
-from reskit.backends.writing import Written, write_checked
+from reskit.backends.worker import Worker, thread_environment
+from reskit.backends.writing import Draft, Written, write_draft
 from reskit.bundle import Bundle
 from reskit.errors import BackendError, MissingExtraError, UnknownNameError
 from reskit.optimization.guard import Examples
 
-__all__ = ["Candidate", "Skipped", "list_candidates", "prepare"]
+__all__ = ["Candidate", "Skipped", "Trial", "list_candidates", "start_worker"]
 
 SHARES_KEPT = (0.1, 0.25, 0.5)
 """Parts of the layers that int8 leaves in higher precision, tried in turn; the most hurt layers first."""
@@ -41,12 +44,14 @@ class Candidate:
         written: the file.
         keep: modules int8 left in higher precision.
         metric: the guard's.
+        worker: the process that runs it, on all threads.
     """
 
     backend: Backend
     written: Written
     keep: tuple[str, ...]
     metric: float
+    worker: Worker
 
     @property
     def name(self) -> str:
@@ -88,19 +93,8 @@ def list_candidates(
             )
 
 
-def prepare(
-    bundle: Bundle,
-    backend: Backend,
-    precision: Precision,
-    folder: Path,
-    *,
-    model: Servable,
-    samples: np.ndarray | None,
-    examples: Examples,
-    threads: int,
-    say: Callable[[str], None],
-) -> Candidate | Skipped:
-    """Write a bundle for a backend and measure the guard's metric; int8 gives back layers until it holds.
+class Trial:
+    """A bundle written for a backend in a precision, compiled in the background, then tried for accuracy.
 
     Args:
         bundle: what is written.
@@ -110,36 +104,123 @@ def prepare(
         model: what `servable` gave; shared by all, so that what they have in common is exported once.
         samples: pictures for calibration, uint8 `(N, C, H, W)`; None where there are none.
         examples: the guard.
+        batches: batch sizes it will run.
         threads: processors to use.
+        background: where `Backend.prepare` is called.
+        workers: closes the processes that were started.
         say: told what is given up on the way.
+
+    Attributes:
+        name: backend and precision.
+        backend: for whom.
+        precision: what it computes in.
     """
-    name = f"{backend.name}-{precision}"
-    if precision == "int8" and samples is None:
-        return Skipped(name=name, reason="no pictures to calibrate with: give --pictures")
-    guard = examples.guard
-    ranking, lost = None, 0.0
-    for share in (0.0, *(SHARES_KEPT if precision == "int8" else ())):
-        if share and ranking is None:
-            assert samples is not None
-            ranking = rank_by_sensitivity(model, samples)
-        keep = tuple(ranking[: max(1, round(share * len(ranking)))]) if ranking else ()
-        path = folder / f"{name}{backend.suffix}"
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        precision: Precision,
+        folder: Path,
+        *,
+        model: Servable,
+        samples: np.ndarray | None,
+        examples: Examples,
+        batches: Sequence[int],
+        threads: int,
+        background: Executor,
+        workers: contextlib.ExitStack,
+        say: Callable[[str], None],
+    ) -> None:
+        self.name, self.backend, self.precision = f"{backend.name}-{precision}", backend, precision
+        self._bundle = bundle
+        self._path = folder / f"{self.name}{backend.suffix}"
+        self._model, self._samples, self._examples = model, samples, examples
+        self._batches, self._threads, self._background = batches, threads, background
+        self._workers, self._say = workers, say
+        self._begun: tuple[Draft, Future[None] | None] | Skipped
+
+    def begin(self, keep: Sequence[str] = ()) -> None:
+        """Write the file and have it compiled; `finish` says what came of it.
+
+        Args:
+            keep: modules that int8 leaves in higher precision.
+        """
+        if self.precision == "int8" and self._samples is None:
+            self._begun = Skipped(name=self.name, reason="no pictures to calibrate with: give --pictures")
+            return
         try:
-            written = write_checked(bundle, backend, precision, path, samples=samples, keep=keep, model=model)
-            metric = _metric(backend, path, examples, threads)
+            draft = write_draft(
+                self._bundle,
+                self.backend,
+                self.precision,
+                self._path,
+                samples=self._samples,
+                keep=keep,
+                model=self._model,
+            )
         except (BackendError, MissingExtraError) as error:
-            return Skipped(name=name, reason=str(error))
-        if examples.accepts(metric):
-            return Candidate(backend=backend, written=written, keep=keep, metric=metric)
-        lost = examples.points_lost(metric)
-        say(f"{name}: {guard.metric} {metric:.4f}, {lost:.2f} {guard.unit} below float32: too far")
-    return Skipped(
-        name=name,
-        reason=f"loses {lost:.2f} {guard.unit} of {guard.metric}, {guard.max_drop:g} are allowed",
+            self._begun = Skipped(name=self.name, reason=str(error))
+        else:
+            compiled = None
+            if self.backend.compiles:
+                compiled = self._background.submit(self.backend.prepare, draft.path, self._batches)
+            self._begun = draft, compiled
+
+    def finish(self) -> Candidate | Skipped:
+        """Measure the guard's metric of what was begun; int8 gives back layers until it holds."""
+        keep: tuple[str, ...] = ()
+        for share in (*(SHARES_KEPT if self.precision == "int8" else ()), None):
+            if isinstance(self._begun, Skipped):
+                return self._begun
+            draft, compiled = self._begun
+            try:
+                if compiled is not None:
+                    compiled.result()
+                written = draft.prove()
+                worker = start_worker(self.backend, written.path, self._threads)
+                self._workers.callback(worker.close)
+                metric = _metric(worker, self._examples)
+            except (BackendError, MissingExtraError) as error:
+                return Skipped(name=self.name, reason=str(error))
+            if self._examples.accepts(metric):
+                return Candidate(
+                    backend=self.backend, written=written, keep=keep, metric=metric, worker=worker
+                )
+            worker.close()
+            guard, lost = self._examples.guard, self._examples.points_lost(metric)
+            below = f"{lost:.2f} {guard.unit} below float32"
+            self._say(f"{self.name}: {guard.metric} {metric:.4f}, {below}: too far")
+            if share is not None:
+                keep = tuple(self._ranking[: max(1, round(share * len(self._ranking)))])
+                self.begin(keep)
+        return Skipped(
+            name=self.name,
+            reason=f"loses {lost:.2f} {guard.unit} of {guard.metric}, {guard.max_drop:g} are allowed",
+        )
+
+    @cached_property
+    def _ranking(self) -> list[str]:
+        """Modules, those that int8 hurts most first."""
+        assert self._samples is not None
+        return rank_by_sensitivity(self._model, self._samples)
+
+
+def start_worker(backend: Backend, path: Path, threads: int, streams: int = 1) -> Worker:
+    """Start a process that runs a file."""
+    worker = Worker(
+        FileNetwork,
+        backend.name,
+        path,
+        threads,
+        streams,
+        name=path.stem,
+        environment=thread_environment(threads),
     )
+    worker.start()
+    return worker
 
 
-def _metric(backend: Backend, path: Path, examples: Examples, threads: int) -> float:
-    with Worker(FileNetwork, backend.name, path, threads) as worker:
-        worker.time(len(examples.batches[0]["image"]), calls=1)  # compiles for that size
-        return examples.score(lambda pixels: worker.answer({INPUT: pixels})[OUTPUT])
+def _metric(worker: Worker, examples: Examples) -> float:
+    worker.time(len(examples.batches[0]["image"]), calls=1)  # compiles for that size
+    return examples.score(lambda pixels: worker.answer({INPUT: pixels})[OUTPUT])

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from reskit.backends.plan import BatchFigures, Engine
-from reskit.backends.running import FileNetwork
-from reskit.backends.worker import Worker, WorkerError, thread_environment
-from reskit.optimization.candidates import Candidate, Skipped
+from reskit.backends.worker import Worker, WorkerError
+from reskit.optimization.candidates import Candidate, Skipped, start_worker
 
 __all__ = ["race"]
 
@@ -57,9 +56,9 @@ def race(
     Rounds are interleaved (every runner has a turn in each): what else the machine does meets all alike.
 
     Args:
-        candidates: what to time.
+        candidates: what to time, each in the process that it has.
         batches: batch sizes, rising.
-        threads: processors to use.
+        threads: processors to use; those of the candidates' processes.
         say: told of runners that failed.
         step: told what is done next and which part of the race is behind.
 
@@ -70,21 +69,15 @@ def race(
         failed: list[Skipped] = []
 
         def start(candidate: Candidate, threads: int, streams: int) -> _Runner:
-            worker = Worker(
-                FileNetwork,
-                candidate.backend.name,
-                candidate.written.path,
-                threads,
-                streams,
-                name=candidate.name,
-                environment=thread_environment(threads),
-            )
+            worker = start_worker(candidate.backend, candidate.written.path, threads, streams)
             stack.callback(worker.close)
-            worker.start()
             return _Runner(candidate=candidate, threads=threads, streams=streams, worker=worker)
 
-        step("starting all", 0.0)
-        runners = [start(candidate, threads, 1) for candidate in candidates]
+        step("warming up", 0.0)
+        runners = [
+            _Runner(candidate=candidate, threads=threads, streams=1, worker=candidate.worker)
+            for candidate in candidates
+        ]
         runners = [runner for runner in runners if _survives(runner, batches, failed, say)]
         _rounds(runners, batches, TRIAL_ROUNDS, lambda part: step("timing all", 0.3 + 0.2 * part))
         variants = [

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import reskit
-from reskit.backends.base import BACKENDS, Backend, Precision
+from reskit.backends.base import BACKENDS, Backend
 from reskit.backends.plan import PLAN, Goal, Plan, find_plan, plan_folder
 from reskit.backends.servable import servable
 from reskit.backends.writing import calibration_samples, read_pictures
@@ -24,9 +26,9 @@ from reskit.data import Source
 from reskit.environment import fingerprint, usable_cores
 from reskit.errors import BackendError, ConfigError
 from reskit.files import atomic_folder, sha256, to_json, write_text
-from reskit.optimization.candidates import Candidate, Skipped, list_candidates, prepare
+from reskit.optimization.candidates import Candidate, Skipped, Trial, list_candidates
 from reskit.optimization.choosing import choose, mark_pareto
-from reskit.optimization.guard import Examples, guard_examples
+from reskit.optimization.guard import guard_examples
 from reskit.optimization.racing import race
 
 __all__ = ["BATCHES", "Optimized", "optimize"]
@@ -120,18 +122,42 @@ def optimize(
     given = read_pictures(bundle, pictures) if pictures is not None else None
     examples = guard_examples(bundle, data, given, batch_size=max(batches), max_drop=max_drop, say=say)
     samples = given.numpy() if given is not None else _calibration(bundle)
-    with tempfile.TemporaryDirectory(prefix="reskit-optimize-") as name:
+    model = servable(bundle)
+    with (
+        tempfile.TemporaryDirectory(prefix="reskit-optimize-") as name,
+        ThreadPoolExecutor(threads or usable_cores(), thread_name_prefix="reskit-compile") as background,
+        contextlib.ExitStack() as workers,
+    ):
+        workers.callback(background.shutdown, wait=False, cancel_futures=True)
         staging = Path(name)
-        candidates, skipped = _prepared(
-            bundle,
-            list(list_candidates(backends, precisions)),
-            staging,
-            samples=samples,
-            examples=examples,
-            threads=threads or usable_cores(),
+        found = list(list_candidates(backends, precisions))
+        trials = [
+            Trial(
+                bundle,
+                *item,
+                staging,
+                model=model,
+                samples=samples,
+                examples=examples,
+                batches=settings["batches"],
+                threads=threads or usable_cores(),
+                background=background,
+                workers=workers,
+                say=say,
+            )
+            for item in found
+            if not isinstance(item, Skipped)
+        ]
+        candidates, skipped = _tried(
+            trials,
+            metric=examples.guard.metric,
+            everything=precisions is not None,
             say=say,
             step=step,
         )
+        skipped += [item for item in found if isinstance(item, Skipped)]
+        for item in skipped:
+            say(f"{item.name} was left out: {item.reason}")
         engines, failed = race(
             candidates,
             batches=settings["batches"],
@@ -188,46 +214,54 @@ def _calibration(bundle: Bundle) -> np.ndarray | None:
         return None
 
 
-def _prepared(
-    bundle: Bundle,
-    listed: Sequence[tuple[Backend, Precision] | Skipped],
-    folder: Path,
+def _tried(
+    trials: Sequence[Trial],
     *,
-    samples: np.ndarray | None,
-    examples: Examples,
-    threads: int,
+    metric: str,
+    everything: bool,
     say: Callable[[str], None],
     step: Callable[[str, float], None],
 ) -> tuple[list[Candidate], list[Skipped]]:
-    """Write all that is listed; return what answers well enough, and what was left out."""
+    """Return what answers well enough, and what was left out.
+
+    Nothing is timed yet: what compiles does so beside the rest. As that takes longest, float32 is compiled
+    only where nothing faster of the same backend holds the metric.
+
+    Args:
+        trials: what to try.
+        metric: name of the guard's.
+        everything: whether float32 is compiled in any case.
+        say: told of each.
+        step: told what is done next.
+    """
     candidates: list[Candidate] = []
     skipped: list[Skipped] = []
-    model = servable(bundle)
-    for place, item in enumerate(listed):
-        if isinstance(item, Skipped):
-            outcome: Candidate | Skipped = item
-        else:
-            backend, precision = item
-            step(f"writing {backend.name}-{precision}", 0.1 + 0.5 * place / len(listed))
-            outcome = prepare(
-                bundle,
-                backend,
-                precision,
-                folder,
-                model=model,
-                samples=samples,
-                examples=examples,
-                threads=threads,
-                say=say,
-            )
+    last = (
+        []
+        if everything
+        else [trial for trial in trials if trial.backend.compiles and trial.precision == "fp32"]
+    )
+    first = [trial for trial in trials if trial not in last]
+    for place, trial in enumerate(first):
+        step(f"writing {trial.name}", 0.1 + 0.2 * place / len(trials))
+        trial.begin()
+    # Those that compile were begun first and have most to do.
+    for place, trial in enumerate([*sorted(first, key=lambda trial: trial.backend.compiles), *last]):
+        if trial in last and (better := [one for one in candidates if one.backend is trial.backend]):
+            reason = f"{better[0].name} holds the metric; name the precision to have it measured"
+            skipped.append(Skipped(name=trial.name, reason=reason))
+            continue
+        step(f"trying {trial.name}", 0.3 + 0.3 * place / len(trials))
+        if trial in last:
+            trial.begin()
+        outcome = trial.finish()
         if isinstance(outcome, Skipped):
             skipped.append(outcome)
-            say(f"{outcome.name} was left out: {outcome.reason}")
         else:
             candidates.append(outcome)
             worst = max(outcome.written.differences.values())
-            say(f"{outcome.name}: {examples.guard.metric} {outcome.metric:.4f}, differs by {worst:.1e}")
-    return candidates, skipped
+            say(f"{outcome.name}: {metric} {outcome.metric:.4f}, differs by {worst:.1e}")
+    return sorted(candidates, key=lambda candidate: candidate.name), skipped
 
 
 def _keep(plan: Plan, staging: Path, folder: Path) -> Plan:

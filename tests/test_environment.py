@@ -15,7 +15,16 @@ import pytest
 import torch
 
 from reskit import __version__
-from reskit.environment import extras, git_commit, machine, usable_cores, versions
+from reskit.environment import (
+    _left_in_groups,
+    available_memory,
+    extras,
+    git_commit,
+    machine,
+    return_memory,
+    usable_cores,
+    versions,
+)
 
 
 def test_the_machine() -> None:
@@ -26,6 +35,49 @@ def test_the_machine() -> None:
     assert found["processor"]
     assert platform.machine() in found["system"]
     assert len(found["accelerators"]) >= torch.cuda.device_count()
+
+
+def test_memory_that_is_left_is_no_more_than_the_system_says() -> None:
+    return_memory()
+    assert 0 < available_memory() <= psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "left"),
+    [
+        (  # version 2: the limit of the group around it counts too
+            "0::/a/b\n",
+            {
+                "a/b/memory": {"max": "max", "current": "5", "stat": "anon 1\ninactive_file 2"},
+                "a/memory": {"max": "100", "current": "60", "stat": "anon 40\ninactive_file 15"},
+            },
+            [55],
+        ),
+        (  # version 1 in a container, which sees its own group alone
+            "4:memory:/docker/ab\n2:cpu,cpuacct:/docker/ab\n0::/docker/ab\n",
+            {
+                "memory/memory": {
+                    "limit_in_bytes": "90",
+                    "usage_in_bytes": "50",
+                    "stat": "inactive_file 1\ntotal_inactive_file 3",
+                }
+            },
+            [43],
+        ),
+        ("0::/\n", {}, []),
+    ],
+)
+def test_limits_of_containers_are_read(
+    tmp_path: Path, own: str, files: dict[str, dict[str, str]], left: list[int]
+) -> None:
+    for stem, contents in files.items():
+        for name, text in contents.items():
+            file = tmp_path / "groups" / f"{stem}.{name}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{text}\n")
+    (tmp_path / "own").write_text(own)
+    assert list(_left_in_groups(tmp_path / "own", tmp_path / "groups")) == left
+    assert list(_left_in_groups(tmp_path / "nowhere")) == []
 
 
 def test_versions_are_those_installed() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
+import gc
 import hashlib
 import importlib.metadata
 import json
@@ -10,10 +13,20 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["extras", "fingerprint", "git_commit", "machine", "versions"]
+__all__ = [
+    "available_memory",
+    "extras",
+    "fingerprint",
+    "git_commit",
+    "machine",
+    "return_memory",
+    "usable_cores",
+    "versions",
+]
 
 _CORE = (
     "torch",
@@ -100,6 +113,47 @@ def usable_cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux
         return os.cpu_count() or 1
+
+
+def available_memory() -> int:
+    """Return the bytes of memory that may still be taken: of the machine, and of the limits of containers."""
+    import psutil  # type: ignore[import-untyped]
+
+    return min([int(psutil.virtual_memory().available), *_left_in_groups()])
+
+
+def return_memory() -> None:
+    """Give the system back what was freed; of that the C library keeps much for later."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _left_in_groups(
+    own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> Iterator[int]:
+    """Yield what each control group around this process leaves of its limit; nothing where it has none.
+
+    Pages of files that were not used of late count as free: the kernel drops them first. Of version 1 and 2.
+    """
+    with contextlib.suppress(OSError):  # not Linux
+        for line in own.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "":
+                base, limit, used, unused = root, "memory.max", "memory.current", "inactive_file"
+            elif "memory" in controllers.split(","):
+                base, unused = root / "memory", "total_inactive_file"
+                limit, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
+            else:
+                continue
+            group = base / path.lstrip("/")
+            for folder in (group, *group.parents):  # in a container the path may be that of the host
+                with contextlib.suppress(OSError, ValueError, KeyError):  # there is none, or "max"
+                    most, taken = (int((folder / name).read_text()) for name in (limit, used))
+                    stat = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
+                    yield most - taken + int(stat[unused])
+                if folder == base:
+                    break
 
 
 def _processor() -> str:

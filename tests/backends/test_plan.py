@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +54,16 @@ def test_auto_is_the_plan_where_there_is_one_and_eager_else(
 
 def test_an_engine_is_loaded_once(bundle: Bundle) -> None:
     assert answers(bundle, "latency") is answers(bundle, "latency")
+
+
+@pytest.mark.parametrize("engine", ["auto", "eager"])
+def test_what_nobody_asks_any_more_is_given_back(bundle: Bundle, engine: str) -> None:
+    other = reskit.load(bundle.path)
+    answers(other, engine)(other.samples["samples"][:1])
+    model = weakref.ref(other.model)
+    del other
+    gc.collect()
+    assert model() is None
 
 
 def test_an_unknown_engine_is_refused(bundle: Bundle) -> None:

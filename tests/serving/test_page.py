@@ -85,8 +85,19 @@ def test_the_page_says_what_answers(shared: Running) -> None:
     )
 
 
-def test_nothing_comes_from_elsewhere_and_no_script_is_inline(shared: Running) -> None:
-    reply = shared.get("/")
+def test_the_page_of_the_api_says_what_its_description_says(shared: Running) -> None:
+    page, described = Page(shared.get("/docs")), shared.get("/openapi.json").json["paths"]
+    said = [(method.upper(), path) for path, methods in described.items() for method in methods]
+    assert len(page.all("details")) == len(said)
+    for method, path in said:
+        assert f"{method} {path} " in page.text
+    for words in ("multipart/form-data", "enum:\n", "pictures in the query, boolean, optional", "no token,"):
+        assert words in page.text
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_nothing_comes_from_elsewhere_and_no_script_is_inline(shared: Running, path: str) -> None:
+    reply = shared.get(path)
     policy = dict(
         part.strip().partition(" ")[::2] for part in reply.headers["content-security-policy"].split(";")
     )
@@ -220,9 +231,10 @@ def test_a_token_is_asked_for_and_kept_where_no_script_reads_it(
     assert {flag.lower() for flag in flags} == {"httponly", "samesite=strict", "path=/"}
     shown = {"Cookie": f"theme=dark; {cookie}"}
     assert "digits" in server.ask("GET", "/", None, shown).body.decode()
+    assert "/v1/predict" in server.ask("GET", "/docs", None, shown).body.decode()
     body, headers = form(png(images[0]))
     assert server.post("/page/predict", body, {**headers, **shown}).status == 200
-    for path in ("/v2", "/metrics", "/docs"):  # what a browser sends by itself opens nothing else
+    for path in ("/v2", "/metrics", "/openapi.json"):  # what a browser sends by itself opens nothing else
         assert server.ask("GET", path, None, shown).status == 401
     assert server.ask("GET", "/", None, {"Authorization": f"Bearer {TOKEN}"}).status == 200
     for broken in (

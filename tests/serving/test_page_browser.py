@@ -116,15 +116,33 @@ def test_a_service_that_is_gone_is_told(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_of_the_api_shows_what_may_be_asked(page: Any, shared: Running, scheme: str) -> None:
+    open_small(page, shared, scheme, "/docs")
+    page.get_by_text("POST /v1/predict").click()
+    page.get_by_text("multipart/form-data").wait_for()
+    assert page.get_by_role("link", name="/openapi.json").is_visible()
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    check_small(page)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_words_are_legible_and_fit_a_telephone(
     page: Any, shared: Running, images: np.ndarray, scheme: str
 ) -> None:
-    page.emulate_media(color_scheme=scheme)
-    page.set_viewport_size({"width": 360, "height": 700})
-    page.goto(shared.server.urls["rest"])
+    open_small(page, shared, scheme, "/")
     file = {"name": "a.png", "mimeType": "image/png", "buffer": png(images[0])}
     page.get_by_label("Image", exact=True).set_input_files(file)
     page.locator("#result h2").wait_for()
+    check_small(page)
+
+
+def open_small(page: Any, server: Running, scheme: str, path: str) -> None:
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": 360, "height": 700})
+    page.goto(server.server.urls["rest"] + path)
+
+
+def check_small(page: Any) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.evaluate(_LEAST_CONTRAST) >= 4.5  # WCAG 2.2, 1.4.3
 

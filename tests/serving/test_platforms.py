@@ -6,17 +6,23 @@ import base64
 import json
 import shutil
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from served import Running, png, tensor
 
 import reskit
+import reskit.serving.models
 import reskit.serving.server
+from reskit.backends.plan import Plan, plan_folder
 from reskit.errors import ConfigError
+from reskit.serving.platforms import memory
 from reskit.serving.platforms.environment import Platform, from_environment
 
 JSON = {"Content-Type": "application/json"}
@@ -274,6 +280,95 @@ def test_a_damaged_model_is_refused_and_may_come_again(endpoint: Any, bundle: Pa
     assert server.get("/models/one").status == 404
     shutil.copy(bundle / "model.safetensors", weights)
     assert load("one", weights.parent).status == 200
+
+
+def test_a_model_that_memory_is_too_short_for_waits_until_others_are_unloaded(
+    endpoint: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, root, server = endpoint
+    one, two = root / "aa" / "model", root / "bb" / "model"
+    files = sum(file.stat().st_size for file in one.iterdir())
+    needed = files + 3 * (one / "model.safetensors").stat().st_size + (128 << 20)
+
+    def left() -> int:
+        return needed if not server.service.models.models else needed - 1
+
+    monkeypatch.setattr(memory, "available_memory", left)
+    assert load("one", one).status == 200
+    reply = load("two", two)
+    assert reply.status == 507
+    assert "129 MiB of memory and 129 are left: unload other models" in reply.json["error"]
+    assert load("one", one).status == 409
+    assert server.get("/models/two").status == 404
+    assert server.ask("DELETE", "/models/one").status == 200
+    assert load("two", two).status == 200
+
+
+def test_memory_that_was_measured_counts_too(
+    endpoint: Any, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, root, _ = endpoint
+    bundle = root / "aa" / "model"
+    reskit.optimize(bundle, backends=["torch"], precisions=["fp32"], batches=(1,), threads=1)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1 << 40)
+    measured = Plan.read(plan_folder(bundle)).engine().memory_mib * 2**20
+    for engine, held, needed in (("auto", 0, measured), ("latency", 100 << 20, measured - (100 << 20))):
+        assert memory._needed(bundle, engine, held) == int(needed) + (128 << 20)
+    assert memory._needed(bundle, "auto", 1 << 40) == memory._needed(bundle, "eager", 0) < measured
+    assert load("one", bundle).status == 200
+
+
+def eat_memory(*_: Any) -> None:
+    torch.empty(1 << 50, dtype=torch.uint8)
+
+
+def no_memory(*_: Any) -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize("fail", [eat_memory, no_memory])
+@pytest.mark.parametrize("where", ["reskit.bundle.create_model", "reskit.serving.predictor.Predictor.run"])
+def test_memory_that_runs_out_while_a_model_is_loaded_is_told(
+    endpoint: Any, where: str, fail: Callable[..., None]
+) -> None:
+    load, root, server = endpoint
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(where, lambda *_, **__: fail())
+        reply = load("one", root / "aa" / "model")
+    assert reply.status == 507, reply.body
+    assert "cannot be loaded" in reply.json["error"]
+    assert server.get("/models").json == {"models": []}
+    assert load("one", root / "aa" / "model").status == 200
+
+
+def test_models_are_loaded_one_at_a_time(endpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, root, _ = endpoint
+    under_way, most = [], []
+    check, prove = memory.check_memory, reskit.serving.models.replay
+
+    def checked(*arguments: Any, **more: Any) -> None:
+        under_way.append(None)
+        most.append(len(under_way))
+        check(*arguments, **more)
+
+    def proven(predictor: Any) -> float:
+        time.sleep(0.1)
+        found = prove(predictor)
+        under_way.pop()
+        return found
+
+    monkeypatch.setattr("reskit.serving.platforms.routes.check_memory", checked)
+    monkeypatch.setattr(reskit.serving.models, "replay", proven)
+    found = []
+    asking = [
+        threading.Thread(target=lambda name=name: found.append(load(name, root / "aa" / "model").status))
+        for name in ("one", "two", "two")
+    ]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join()
+    assert (sorted(found), most) == ([200, 200, 409], [1, 1])
 
 
 # Vertex AI

@@ -136,6 +136,53 @@ def test_figures_are_of_the_time_between_two_looks() -> None:
     assert model.stages["infer"].p50 is None
 
 
+def drift(owner: dict[str, str], windows: int, **scores: tuple[float, float]) -> dict[str, Any]:
+    """Return the metrics of drift of a model that is watched, from scores with their thresholds."""
+    by_statistic = {name: ({**owner, "statistic": name}, values) for name, values in scores.items()}
+    samples = {
+        "reskit_drift_watched": [(owner, 1.0)],
+        "reskit_drift_examples_total": [(owner, 1250.0)],
+        "reskit_drift_windows_total": [(owner, float(windows))],
+        "reskit_drift_threshold": [(labels, most) for labels, (_, most) in by_statistic.values()],
+    }
+    if windows:
+        rows = by_statistic.values()
+        samples["reskit_drift_score"] = [(labels, score) for labels, (score, _) in rows]
+        samples["reskit_drift_alarm"] = [(labels, float(score > most)) for labels, (score, most) in rows]
+    return samples
+
+
+@pytest.mark.parametrize(
+    ("samples", "state", "cells"),
+    [
+        (lambda owner: {"reskit_drift_watched": [(owner, 0.0)]}, "not watched", []),
+        (lambda owner: {}, "not watched", []),  # a service that tells nothing of it
+        (
+            lambda owner: drift(owner, 0, input=(0, 1.63), classes=(0, 0.25)),
+            "filling",
+            ["1,250", "0", "-", "1.63", "-", "0.25"],
+        ),
+        (
+            lambda owner: drift(owner, 6, input=(1.02, 1.63), classes=(0.031, 0.25)),
+            "usual",
+            ["1,250", "6", "1.02", "1.63", "0.031", "0.25"],
+        ),
+        (
+            lambda owner: drift(owner, 6, input=(1.02, 1.63), classes=(0.5, 0.25)),
+            "drifted",
+            ["1,250", "6", "1.02", "1.63", "0.5", "0.25"],
+        ),
+    ],
+)
+def test_drift_is_told_of_each_model(samples: Any, state: str, cells: list[str]) -> None:
+    owner = {"model": "m", "version": "2"}
+    info = [({**owner, "architecture": "a", "engine": "e"}, 1.0)]
+    figures = Figures.between("u", scrape(0), scrape(1, reskit_model_info=info, **samples(owner)))
+    assert (figures.models[0].drift is None) == (state == "not watched")
+    (row,) = [line for line in shown(figures, width=80).splitlines() if state in line]
+    assert row.split() == ["m", "2", *state.split(), *cells]
+
+
 class Looks(Scraper):
     """A service whose looks are given; None is one that fails."""
 
@@ -190,6 +237,7 @@ def test_once_shows_what_a_service_did(cli: Callable[..., Any], shared: Running,
     assert (plain.code, plain.err) == (0, "")
     for word in ("digits", "ready", "cifar_resnet8", "torch-fp32", "preprocess", "bad_request", "p99"):
         assert word in plain.out
+    assert any(state in plain.out for state in (" filling ", " usual ", " drifted "))
     figures = json.loads(told.out)
     (model,) = figures["models"]
     assert model["requests_per_s"] > 0
@@ -199,6 +247,7 @@ def test_once_shows_what_a_service_did(cli: Callable[..., Any], shared: Running,
     assert 0 < infer["p50"] <= infer["p95"] <= infer["p99"]
     assert total["p50"] >= infer["p50"]
     assert model["stages"]["preprocess"]["p50"] is None
+    assert model["drift"]["scores"].keys() == {"input", "classes"}
     bad = next(error for error in figures["errors"] if error["kind"] == "bad_request")
     assert bad["per_s"] > 0
     assert figures["up_seconds"] > figures["window_seconds"] >= 0.5

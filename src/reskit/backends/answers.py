@@ -80,12 +80,13 @@ def _planned(bundle: Bundle, engine: str) -> Answers:
 
 def _eager(bundle: Bundle) -> Answers:
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    model, task = bundle.model, bundle.task  # the bundle itself would be kept by what is remembered of it
 
     @torch.inference_mode()
     def answer(pixels: Tensor) -> Tensor:
-        bundle.model.to(device)
-        bundle.task.normalize.to(device)
-        outputs: Tensor = bundle.model(bundle.task.inputs({"image": pixels.to(device)}))
+        model.to(device)
+        task.normalize.to(device)
+        outputs: Tensor = model(task.inputs({"image": pixels.to(device)}))
         return outputs.float().cpu()
 
     return answer

@@ -1,4 +1,7 @@
-"""The page at `/`: a person asks a model, and sees what the service does. All of it is rendered here."""
+"""The page at `/`: a person asks a model, and sees what the service does; `/docs` says how programs ask.
+
+All of it is rendered here.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,7 @@ from reskit.serving.bodies import Bodies, form_of
 from reskit.serving.charts import HEIGHT, WIDTH, chart
 from reskit.serving.faults import BadRequestError, ServingError, UnauthorizedError, headers_of
 from reskit.serving.models import Model
+from reskit.serving.openapi import ERRORS, operations
 from reskit.serving.records import note_failure
 from reskit.serving.service import Service
 from reskit.serving.showing import shown
@@ -61,7 +65,7 @@ _NONE: Mapping[str, str] = {}
 
 def is_of_page(path: str) -> bool:
     """Return whether a path is the page's, so that a browser asks and refusals are for people."""
-    return path == "/" or path.startswith("/page/")
+    return path in ("/", "/docs") or path.startswith("/page/")
 
 
 def credentials_of(path: str, headers: Mapping[bytes, bytes]) -> str | None:
@@ -105,6 +109,11 @@ def add_page(app: FastAPI, service: Service, bodies: Bodies) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return _whole(service)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        asked, groups = service.tokens.asked, operations(app.openapi())
+        return _html(_render("docs.html", groups=groups, errors=ERRORS, signed_in=asked, asked=asked))
 
     @app.get("/page/form", include_in_schema=False)
     async def form(model: str = "") -> Response:

@@ -42,6 +42,7 @@ def make_app(service: Service) -> FastAPI:
         title="reskit",
         version=reskit.__version__,
         description="Residual networks by the Open Inference Protocol, version 2, and by image upload.",
+        docs_url=None,  # the page has its own, which asks no other host
         redoc_url=None,
     )
     app.add_middleware(_Door, service=service)

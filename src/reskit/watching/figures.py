@@ -10,9 +10,18 @@ from typing import Any
 
 from reskit.watching.scrape import Scrape
 
-__all__ = ["ErrorFigures", "Figures", "ModelFigures", "StageFigures", "quantile"]
+__all__ = [
+    "DriftFigures",
+    "DriftScore",
+    "ErrorFigures",
+    "Figures",
+    "ModelFigures",
+    "StageFigures",
+    "quantile",
+]
 
 STAGES = ("preprocess", "queue", "infer", "total")
+STATISTICS = ("input", "classes")
 _MODEL = ("model", "version")
 
 
@@ -24,6 +33,30 @@ class StageFigures:
     p50: float | None
     p95: float | None
     p99: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class DriftScore:
+    """One score of the last window, None before there is one, and what it is held against."""
+
+    score: float | None
+    threshold: float
+    alarm: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DriftFigures:
+    """How the traffic of a model compares with its profile.
+
+    Attributes:
+        examples: looked at since the model was loaded.
+        windows: filled since then.
+        scores: by statistic.
+    """
+
+    examples: int
+    windows: int
+    scores: Mapping[str, DriftScore]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +75,7 @@ class ModelFigures:
         batch_size: of the batches computed, on average; None where there was none.
         queue_depth: examples that wait now.
         stages: by name.
+        drift: of its traffic; None where that is not watched.
     """
 
     model: str
@@ -55,6 +89,7 @@ class ModelFigures:
     batch_size: float | None
     queue_depth: int
     stages: Mapping[str, StageFigures]
+    drift: DriftFigures | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +173,7 @@ def _models(before: Scrape, after: Scrape, seconds: float) -> list[ModelFigures]
             batch_size=rows[key] / batches[key] if batches[key] else None,
             queue_depth=int(depth.get(key, 0)),
             stages={stage: _stage(buckets, counts[*key, stage], (*key, stage)) for stage in STAGES},
+            drift=_drift(after, key),
         )
         for said in sorted(after.values("reskit_model_info", *_MODEL, "architecture", "engine"))
         for key in [said[:2]]
@@ -151,6 +187,26 @@ def _stage(buckets: Mapping[tuple[str, ...], float], per_s: float, key: tuple[st
         if tuple(owner) == key
     )
     return StageFigures(per_s, *(quantile(of_it, share) for share in (0.5, 0.95, 0.99)))
+
+
+def _drift(now: Scrape, key: tuple[str, ...]) -> DriftFigures | None:
+    def of(name: str) -> float:
+        return now.values(f"reskit_drift_{name}", *_MODEL).get(key, 0.0)
+
+    def by_statistic(name: str) -> dict[tuple[str, ...], float]:
+        return now.values(f"reskit_drift_{name}", *_MODEL, "statistic")
+
+    if not of("watched"):
+        return None
+    scores, thresholds, alarms = map(by_statistic, ("score", "threshold", "alarm"))
+    return DriftFigures(
+        examples=int(of("examples_total")),
+        windows=int(of("windows_total")),
+        scores={
+            one: DriftScore(scores.get((*key, one)), thresholds[*key, one], bool(alarms.get((*key, one))))
+            for one in STATISTICS
+        },
+    )
 
 
 def _errors(before: Scrape, after: Scrape, seconds: float) -> list[ErrorFigures]:

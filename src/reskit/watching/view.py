@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from reskit.watching.figures import STAGES, Figures, ModelFigures
+from reskit.watching.figures import STAGES, STATISTICS, Figures, ModelFigures
 from reskit.watching.words import duration, rate, seconds
 
 __all__ = ["render"]
@@ -26,6 +26,7 @@ def render(figures: Figures, trouble: str = "") -> RenderableType:
         parts.append(Text(_printable(trouble), style="bold red"))
     if figures.models:
         parts += [_models(figures.models), _rates(figures.models), _stages(figures.models)]
+        parts.append(_drift(figures.models))
     else:
         parts.append(Text("no model is loaded", style="bold red"))
     if figures.errors:
@@ -76,6 +77,30 @@ def _stages(models: list[ModelFigures]) -> Table:
             times = (found.p50, found.p95, found.p99)
             first = _named(model) if stage == STAGES[0] else (Text(), Text())
             table.add_row(*first, stage, rate(found.per_s), *map(seconds, times))
+    return table
+
+
+def _drift(models: list[ModelFigures]) -> Table:
+    table = _table("model", "version", "drift")
+    for name in ("images", "windows", *(word for one in STATISTICS for word in (one, "at most"))):
+        table.add_column(name, justify="right")
+    for model in models:
+        if (drift := model.drift) is None:
+            table.add_row(*_named(model), Text("not watched", "dim"))
+            continue
+        found = [drift.scores[one] for one in STATISTICS]
+        if not drift.windows:
+            state = Text("filling")
+        else:
+            drifted = any(one.alarm for one in found)
+            state = Text("drifted", "bold red") if drifted else Text("usual", "green")
+        scores = [
+            Text("-" if one.score is None else f"{one.score:.3g}", "bold red" if one.alarm else "")
+            for one in found
+        ]
+        limits = [f"{one.threshold:.3g}" for one in found]
+        pairs = (cell for pair in zip(scores, limits, strict=True) for cell in pair)
+        table.add_row(*_named(model), state, f"{drift.examples:,}", f"{drift.windows:,}", *pairs)
     return table
 
 

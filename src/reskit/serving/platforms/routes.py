@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic_core import to_json
@@ -15,8 +17,9 @@ from reskit.serving.bodies import Bodies
 from reskit.serving.faults import BadRequestError, TooLargeError
 from reskit.serving.openapi import answers, health
 from reskit.serving.platforms.environment import Platform
-from reskit.serving.platforms.faults import AlreadyLoadedError, NotLoadedError
+from reskit.serving.platforms.faults import AlreadyLoadedError, NoMemoryError, NotLoadedError
 from reskit.serving.platforms.instances import answer, answer_instances, document_of
+from reskit.serving.platforms.memory import check_memory, is_of_memory
 from reskit.serving.service import Service
 
 __all__ = ["add_platform", "open_routes"]
@@ -115,6 +118,8 @@ def _add_sagemaker(app: FastAPI, service: Service, platform: Platform) -> None:
 
 def _add_models(app: FastAPI, service: Service, bodies: Bodies) -> None:
     """Mount the routes by which SageMaker loads and unloads the models of a multi-model endpoint."""
+    loading = asyncio.Lock()  # one at a time: two might each find the memory that one needs
+    held = psutil.Process().memory_info().rss
 
     def described(name: str) -> dict[str, str]:
         if name not in service.models.adopted:
@@ -131,14 +136,22 @@ def _add_models(app: FastAPI, service: Service, bodies: Bodies) -> None:
         """One model, if it is loaded."""
         return described(name)
 
-    @app.post("/models", tags=["sagemaker"], openapi_extra={"requestBody": _LOAD}, responses=_CONFLICT)
+    @app.post("/models", tags=["sagemaker"], openapi_extra={"requestBody": _LOAD}, responses=_REFUSED)
     async def load(request: Request) -> dict[str, str]:
         """Load a model that lies in the folders named at the start, under the name that is given."""
         async with bodies.read(request) as body:
             name, url = _load_request(body)
-        if name in service.models.adopted:
-            raise AlreadyLoadedError(f"model {name!r} is loaded already")
-        await service.adopt(name, _found(service.models.roots, url))
+        async with loading:
+            if name in service.models.adopted:
+                raise AlreadyLoadedError(f"model {name!r} is loaded already")
+            place = _found(service.models.roots, url)
+            await asyncio.to_thread(check_memory, place, engine=service.settings.engine, held=held)
+            try:
+                await service.adopt(name, place)
+            except BadRequestError as error:
+                if is_of_memory(error):
+                    raise NoMemoryError(str(error)) from error
+                raise
         return described(name)
 
     @app.delete("/models/{name}", tags=["sagemaker"], response_class=Response)
@@ -156,7 +169,10 @@ def _add_models(app: FastAPI, service: Service, bodies: Bodies) -> None:
             return await answer(service, name, body, request.headers)
 
 
-_CONFLICT: dict[int | str, dict[str, Any]] = {409: {"description": "it is loaded already"}}
+_REFUSED: dict[int | str, dict[str, Any]] = {
+    409: {"description": "it is loaded already"},
+    507: {"description": "there is too little memory"},
+}
 _LOAD = {
     "required": True,
     "content": {

@@ -75,9 +75,12 @@ def test_all_is_done_by_keyboard_and_the_charts_go_on(
         model.predictor.bundle.task.labels = labels
     page.on("dialog", lambda dialog: pytest.fail(f"a label ran: {dialog.message}"))
     page.goto(server.server.urls["rest"])
-    page.keyboard.type("wrong")  # the field has the focus
+    field = "document.activeElement.type === 'password'"  # it has the focus, once the page is drawn
+    page.wait_for_function(field)
+    page.keyboard.type("wrong")
     page.keyboard.press("Enter")
     page.get_by_role("alert").wait_for()
+    page.wait_for_function(field)
     page.keyboard.type(TOKEN)
     page.keyboard.press("Enter")
     page.get_by_role("heading", name="Ask a model").wait_for()
@@ -85,6 +88,7 @@ def test_all_is_done_by_keyboard_and_the_charts_go_on(
     page.get_by_label("Model", exact=True).focus()
     page.keyboard.press("ArrowDown")
     page.get_by_role("button", name="Ask two").wait_for()
+    page.wait_for_function("!document.querySelector('.htmx-added')")  # htmx listens to what it has put there
     file = {"name": "a.png", "mimeType": "image/png", "buffer": png(images[0])}
     page.get_by_label("Image", exact=True).set_input_files(file)
     heading = page.locator("#result h2")

@@ -73,7 +73,7 @@ def operations(document: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     for path, methods in document["paths"].items():
         for method, said in methods.items():
             answered = {
-                f"{status}, {answer['description']}": _contents(answer)
+                f"{status}, {answer['description']}".removesuffix(", Successful Response"): _contents(answer)
                 for status, answer in said["responses"].items()
                 if answer["description"] != ERRORS.get(int(status))
             }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +23,8 @@ __all__ = ["AGREEMENT_FACTOR", "Examples", "guard_examples"]
 AGREEMENT_FACTOR = 10
 """By how much more agreement with float32 may lose where no truth is known: another answer is a change, not
 yet an error, and int8 of good networks changes a few in a hundred answers while its accuracy stays."""
-SECONDS = 4.0
-"""As many examples are used as float32 eager answers in this time."""
+SECONDS, EXAMPLES = 4.0, 2000
+"""As many examples are used as float32 eager answers in this time, and about so many at most."""
 
 
 class Examples:
@@ -144,12 +143,13 @@ def guard_examples(
 
 
 def _answered(bundle: Bundle, batches: Iterable[Batch]) -> tuple[list[Batch], list[Tensor]]:
-    """Return as many batches as eager answers in `SECONDS`, and its answers."""
-    kept, outputs = [], []
+    """Return as many batches as eager answers in `SECONDS`, up to `EXAMPLES`, and its answers."""
+    kept, outputs, count = [], [], 0
     answer, deadline = answers(bundle, "eager"), time.perf_counter() + SECONDS
-    for batch in islice(batches, 10_000):
+    for batch in batches:
         outputs.append(bundle.task.outputs(answer, batch["image"]))
         kept.append(batch)
-        if time.perf_counter() > deadline:
+        count += len(batch["image"])
+        if count >= EXAMPLES or time.perf_counter() > deadline:
             break
     return kept, outputs

@@ -62,6 +62,8 @@ class GrpcServer:
             options=[
                 ("grpc.max_receive_message_length", settings.max_body),
                 ("grpc.max_send_message_length", -1),
+                # Of a larger message the client would send 64 KiB, and wait to be told to go on.
+                ("grpc.http2.lookahead_bytes", 1 << 20),
                 ("grpc.so_reuseport", 0),  # else two services could share a port, and nobody would be told
             ],
         )

@@ -62,8 +62,9 @@ class GrpcServer:
             options=[
                 ("grpc.max_receive_message_length", settings.max_body),
                 ("grpc.max_send_message_length", -1),
-                # Of a larger message the client would send 64 KiB, and wait to be told to go on.
-                ("grpc.http2.lookahead_bytes", 1 << 20),
+                # Of a larger message the client would send 64 KiB, in frames of 16, and wait to go on.
+                ("grpc.http2.lookahead_bytes", 4 << 20),
+                ("grpc.http2.max_frame_size", 1 << 20),
                 ("grpc.so_reuseport", 0),  # else two services could share a port, and nobody would be told
             ],
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -166,9 +165,8 @@ class _Examples(SimpleNamespace):
 
 
 def tried(*what: Any, **options: Any) -> Candidate | Skipped:
-    with ThreadPoolExecutor(1) as background, ExitStack() as workers:
-        rest = {"batches": (1,), "threads": 1, "background": background, "workers": workers}
-        trial = Trial(*what, **options, **rest)
+    with ExitStack() as workers:
+        trial = Trial(*what, **options, batches=(1,), threads=1, workers=workers)
         trial.begin()
         return trial.finish()
 

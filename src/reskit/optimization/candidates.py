@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from reskit.backends.sensitivity import rank_by_sensitivity
 from reskit.backends.servable import INPUT, OUTPUT, Servable
 from reskit.backends.worker import Worker, thread_environment
 from reskit.backends.writing import Draft, Written, write_draft
+from reskit.background import in_background
 from reskit.bundle import Bundle
 from reskit.errors import BackendError, MissingExtraError, UnknownNameError
 from reskit.optimization.guard import Examples
@@ -106,7 +107,6 @@ class Trial:
         examples: the guard.
         batches: batch sizes it will run.
         threads: processors to use.
-        background: where `Backend.prepare` is called.
         workers: closes the processes that were started.
         say: told what is given up on the way.
 
@@ -128,7 +128,6 @@ class Trial:
         examples: Examples,
         batches: Sequence[int],
         threads: int,
-        background: Executor,
         workers: contextlib.ExitStack,
         say: Callable[[str], None],
     ) -> None:
@@ -136,7 +135,7 @@ class Trial:
         self._bundle = bundle
         self._path = folder / f"{self.name}{backend.suffix}"
         self._model, self._samples, self._examples = model, samples, examples
-        self._batches, self._threads, self._background = batches, threads, background
+        self._batches, self._threads = batches, threads
         self._workers, self._say = workers, say
         self._begun: tuple[Draft, Future[None] | None] | Skipped
 
@@ -164,7 +163,8 @@ class Trial:
         else:
             compiled = None
             if self.backend.compiles:
-                compiled = self._background.submit(self.backend.prepare, draft.path, self._batches)
+                prepare = partial(self.backend.prepare, draft.path, self._batches)
+                compiled = in_background(prepare, name="reskit-compile")
             self._begun = draft, compiled
 
     def finish(self) -> Candidate | Skipped:

@@ -8,7 +8,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -125,10 +124,8 @@ def optimize(
     model = servable(bundle)
     with (
         tempfile.TemporaryDirectory(prefix="reskit-optimize-") as name,
-        ThreadPoolExecutor(threads or usable_cores(), thread_name_prefix="reskit-compile") as background,
         contextlib.ExitStack() as workers,
     ):
-        workers.callback(background.shutdown, wait=False, cancel_futures=True)
         staging = Path(name)
         found = list(list_candidates(backends, precisions))
         trials = [
@@ -141,7 +138,6 @@ def optimize(
                 examples=examples,
                 batches=settings["batches"],
                 threads=threads or usable_cores(),
-                background=background,
                 workers=workers,
                 say=say,
             )
@@ -236,11 +232,9 @@ def _tried(
     """
     candidates: list[Candidate] = []
     skipped: list[Skipped] = []
-    last = (
-        []
-        if everything
-        else [trial for trial in trials if trial.backend.compiles and trial.precision == "fp32"]
-    )
+    last = [
+        trial for trial in trials if trial.backend.compiles and trial.precision == "fp32" and not everything
+    ]
     first = [trial for trial in trials if trial not in last]
     for place, trial in enumerate(first):
         step(f"writing {trial.name}", 0.1 + 0.2 * place / len(trials))

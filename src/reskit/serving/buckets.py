@@ -7,7 +7,6 @@ only copied. Whether a bundle is whole is found out where it is loaded, as of on
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import hashlib
 import json
@@ -16,7 +15,6 @@ import os
 import re
 import shutil
 import textwrap
-import threading
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from urllib.parse import unquote
 import fsspec
 from filelock import FileLock
 
+from reskit.background import in_background
 from reskit.errors import ConfigError, MissingExtraError, ReskitError, did_you_mean
 from reskit.files import atomic_folder, own_cache, write_text, writing
 from reskit.serving.folders import CONFIG, NAME, bundle_folders
@@ -98,18 +97,7 @@ class Bucket:
 
     async def pulled(self) -> None:
         """Do as `pull` in a thread that holds up neither the event loop nor the end of the process."""
-        done: concurrent.futures.Future[None] = concurrent.futures.Future()
-        done.set_running_or_notify_cancel()
-
-        def run() -> None:
-            try:
-                self.pull()
-                done.set_result(None)
-            except BaseException as error:
-                done.set_exception(error)
-
-        threading.Thread(target=run, name="reskit-bucket", daemon=True).start()
-        await asyncio.wrap_future(done)
+        await asyncio.wrap_future(in_background(self.pull, name="reskit-bucket"))
 
     def _list(self) -> dict[str, str]:
         """Return every file by its path below the URL, with what changes when it does."""

@@ -17,5 +17,5 @@ def test_what_comes_of_it() -> None:
 
 
 def test_the_process_ends_all_the_same() -> None:
-    code = "import time; from reskit.background import in_background as b; b(lambda: time.sleep(60), name='x')"
+    code = "import time, reskit.background as b; b.in_background(lambda: time.sleep(60), name='x')"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)

@@ -18,7 +18,7 @@ import reskit
 from reskit.backends import BACKENDS, Precision, Runner, inductor
 from reskit.backends.servable import describe, servable
 from reskit.bundle import Bundle
-from reskit.errors import BackendError, ConfigError, MissingExtraError
+from reskit.errors import BackendError, MissingExtraError
 from reskit.files import own_cache
 
 BACKEND = BACKENDS.get("inductor")
@@ -168,7 +168,16 @@ def test_folders_that_others_can_write_to(
     folder = tmp_path / "reskit" / "inductor"
     folder.mkdir(parents=True)
     folder.chmod(0o777)
-    with pytest.raises(ConfigError, match="others can write to"):
+    with pytest.raises(BackendError, match="others can write to"):
+        BACKEND.load(files["fp32"])
+
+
+def test_a_cache_that_cannot_be_written(
+    files: dict[Precision, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RESKIT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(BackendError, match="compiled programs cannot be kept"):
         BACKEND.load(files["fp32"])
 
 

@@ -27,7 +27,7 @@ from reskit.backends.base import Metadata
 from reskit.backends.compiling import OPTIONS, compile_programs
 from reskit.backends.worker import Worker, WorkerError
 from reskit.environment import fingerprint
-from reskit.errors import BackendError, MissingExtraError
+from reskit.errors import BackendError, ConfigError, MissingExtraError, OutputError
 from reskit.files import own_cache, sha256, writing
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ class Programs:
         batches: batch sizes to have programs for, besides 1.
 
     Raises:
-        BackendError: the file is damaged, or must be compiled and there is no compiler.
-        ConfigError: others may write to the folder of programs.
+        BackendError: the file is damaged, must be compiled and there is no compiler, or others may write to
+            the folder of programs.
         MissingExtraError: it is int8, must be compiled, and torchao is not installed.
     """
 
@@ -62,7 +62,10 @@ class Programs:
         import torch
 
         self._path, self._sum, self._precision = path, sha256(path), metadata.precision
-        self._cache = own_cache("inductor")
+        try:
+            self._cache = own_cache("inductor")
+        except (ConfigError, OutputError) as error:  # other backends need no such folder
+            raise BackendError(f"compiled programs cannot be kept: {error}") from None
         key = f"{self._sum} {torch.__version__} {fingerprint()['id']} {OPTIONS}"
         self._folder = self._cache / hashlib.sha256(key.encode()).hexdigest()
         self._ready: dict[int, Program] = {}

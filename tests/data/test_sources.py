@@ -50,6 +50,17 @@ def test_digits_pixels_are_scikit_learns() -> None:
     assert found == expected
 
 
+def test_part_of_a_split_leaves_the_split_alone() -> None:
+    split = open_source(None)["test"]
+    part = split.spread(10)
+    assert len(part) == len(part.labels) == 10
+    assert {part.rows[0], part.rows[-1]} == {split.rows[0], split.rows[-1]}
+    np.testing.assert_array_equal(split.spread(1000).rows, split.rows)
+    split.on_corrupt = part.on_corrupt = "skip"
+    part.reject({int(part.rows[0]): "torn"})
+    assert (len(part), len(split), split.corrupt) == (9, 359, {})
+
+
 def test_folder_with_splits(make_folder: Make) -> None:
     root = make_folder({"train/bee": 3, "train/ant": 2, "val/ant": 1, "val/bee": 1})
     source = open_source(root)

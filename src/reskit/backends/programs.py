@@ -96,7 +96,9 @@ class Programs:
                 self._folder.mkdir(exist_ok=True)
             asked = self._path, self._precision, missing, self._folder, self._cache
             try:
-                with Worker(compile_programs, *asked, timeout=_LONGEST_S) as worker:
+                with Worker(
+                    compile_programs, *asked, timeout=_LONGEST_S, environment={"OMP_WAIT_POLICY": "PASSIVE"}
+                ) as worker:
                     worker.wait_ready()
             except WorkerError as error:
                 raise BackendError(f"{self._path} cannot be compiled: {error.reason}") from None

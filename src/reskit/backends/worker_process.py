@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["serve"]
 
-_WARM_CALLS, _WARM_SECONDS = 2, 0.2
+_WARM_CALLS, _WARM_SECONDS = 2, 0.1
 
 
 def serve() -> NoReturn:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import datasets
 import numpy as np
@@ -72,6 +73,13 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def spread(self, count: int) -> Self:
+        """Return up to `count` rows in use, evenly spread, as a split of their own."""
+        part = copy.copy(self)
+        part.corrupt = dict(self.corrupt)
+        part.rows = self.rows[np.linspace(0, len(self) - 1, min(count, len(self))).astype(int)]
+        return part
 
     @property
     def labels(self) -> Labels:

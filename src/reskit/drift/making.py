@@ -161,10 +161,8 @@ class _Looking:
 
     def at(self, source: Source, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return features `(N, F)` and classes `(N,)` of up to `count` examples spread over a split."""
-        part = copy.copy(source[split])
-        part.corrupt = dict(part.corrupt)
-        part.rows = part.rows[np.linspace(0, len(part) - 1, min(count, len(part))).astype(int)]
-        batches = self._task.loader(part, Feeding(batch_size=128, mode="stream", workers=0))
+        feeding = Feeding(batch_size=128, mode="stream", workers=0)
+        batches = self._task.loader(source[split].spread(count), feeding)
         found = [features_and_classes(self._model, self._normalize, batch["image"]) for batch in batches]
         features, classes = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return features, classes

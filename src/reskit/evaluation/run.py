@@ -129,9 +129,17 @@ def open_as_trained(
 
 
 def held_out_loader(
-    task: Task, source: Source, *, split: str | None = None, batch_size: int, shuffle: bool = False
+    task: Task,
+    source: Source,
+    *,
+    split: str | None = None,
+    batch_size: int,
+    most: int | None = None,
+    shuffle: bool = False,
 ) -> tuple[DataLoader[Any], str]:
     """Return batches of a split to measure on, the held-out one when none is named, and its name.
+
+    Of more than `most` examples as many are taken, spread over the split.
 
     Raises:
         DataError: there is no such split, the data have other classes, or an example cannot be read.
@@ -141,8 +149,9 @@ def held_out_loader(
     if split not in source.splits:
         raise DataError(f"{info.location} has no split {split!r}{did_you_mean(split, source.splits)}")
     task.check(source)
+    part = source[split] if most is None else source[split].spread(most)
     mode, _ = choose_mode(info, task.stored(info))
-    return task.loader(source[split], Feeding(batch_size=batch_size, mode=mode, shuffle=shuffle)), split
+    return task.loader(part, Feeding(batch_size=batch_size, mode=mode, shuffle=shuffle)), split
 
 
 def assess(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -47,10 +45,7 @@ class Examples:
         if split not in source.splits:
             raise DataError(f"{source.location} has no split {split!r}{did_you_mean(split, source.splits)}")
         task.check(source)
-        part = copy.copy(source[split])
-        part.corrupt = dict(part.corrupt)
-        part.rows = part.rows[np.linspace(0, len(part) - 1, min(count, len(part))).astype(int)]
-        batches = list(task.loader(part, Feeding(batch_size=batch_size)))
+        batches = list(task.loader(source[split].spread(count), Feeding(batch_size=batch_size)))
         device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         return cls(task, split, batches, device)
 

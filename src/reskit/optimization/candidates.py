@@ -95,7 +95,9 @@ def list_candidates(
 
 
 class Trial:
-    """A bundle written for a backend in a precision, compiled in the background, then tried for accuracy.
+    """A bundle written for a backend in a precision, proven, and tried for accuracy.
+
+    What has to be compiled is so in the background.
 
     Args:
         bundle: what is written.
@@ -137,18 +139,18 @@ class Trial:
         self._model, self._samples, self._examples = model, samples, examples
         self._batches, self._threads = batches, threads
         self._workers, self._say = workers, say
-        self._begun: tuple[Draft, Future[None] | None] | Skipped
+        self._begun: Future[tuple[Written, Worker]]
 
     def begin(self, keep: Sequence[str] = ()) -> None:
-        """Write the file and have it compiled; `finish` says what came of it.
+        """Write the file and have a process run it; `finish` says what came of it.
 
         Args:
             keep: modules that int8 leaves in higher precision.
         """
-        if self.precision == "int8" and self._samples is None:
-            self._begun = Skipped(name=self.name, reason="no pictures to calibrate with: give --pictures")
-            return
+        self._begun = Future()
         try:
+            if self.precision == "int8" and self._samples is None:
+                raise BackendError("no pictures to calibrate with: give --pictures")
             draft = write_draft(
                 self._bundle,
                 self.backend,
@@ -158,28 +160,28 @@ class Trial:
                 keep=keep,
                 model=self._model,
             )
-        except (BackendError, MissingExtraError) as error:
-            self._begun = Skipped(name=self.name, reason=str(error))
-        else:
-            compiled = None
             if self.backend.compiles:
-                prepare = partial(self.backend.prepare, draft.path, self._batches)
-                compiled = in_background(prepare, name="reskit-compile")
-            self._begun = draft, compiled
+                self._begun = in_background(partial(self._started, draft), name="reskit-compile")
+            else:
+                self._begun.set_result(self._started(draft))
+        except (BackendError, MissingExtraError) as error:
+            self._begun.set_exception(error)
+
+    def _started(self, draft: Draft) -> tuple[Written, Worker]:
+        """Compile, prove and load a file."""
+        if self.backend.compiles:
+            self.backend.prepare(draft.path, self._batches)
+        written = draft.prove()
+        worker = start_worker(self.backend, written.path, self._threads)
+        self._workers.callback(worker.close)
+        return written, worker
 
     def finish(self) -> Candidate | Skipped:
         """Measure the guard's metric of what was begun; int8 gives back layers until it holds."""
         keep: tuple[str, ...] = ()
         for share in (*(SHARES_KEPT if self.precision == "int8" else ()), None):
-            if isinstance(self._begun, Skipped):
-                return self._begun
-            draft, compiled = self._begun
             try:
-                if compiled is not None:
-                    compiled.result()
-                written = draft.prove()
-                worker = start_worker(self.backend, written.path, self._threads)
-                self._workers.callback(worker.close)
+                written, worker = self._begun.result()
                 metric = _metric(worker, self._examples)
             except (BackendError, MissingExtraError) as error:
                 return Skipped(name=self.name, reason=str(error))

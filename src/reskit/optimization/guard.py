@@ -24,7 +24,7 @@ AGREEMENT_FACTOR = 10
 """By how much more agreement with float32 may lose where no truth is known: another answer is a change, not
 yet an error, and int8 of good networks changes a few in a hundred answers while its accuracy stays."""
 SECONDS, EXAMPLES = 4.0, 2000
-"""As many examples are used as float32 eager answers in this time, and about so many at most."""
+"""As many examples are used as float32 eager answers in this time, and so many at most."""
 
 
 class Examples:
@@ -117,7 +117,7 @@ def guard_examples(
     if pictures is None:
         try:
             source = data if isinstance(data, Source) else open_as_trained(bundle, data)
-            loader, split = held_out_loader(task, source, batch_size=batch_size, shuffle=True)
+            loader, split = held_out_loader(task, source, batch_size=batch_size, most=EXAMPLES, shuffle=True)
         except DataError as error:
             if data is not None:
                 raise
@@ -143,13 +143,12 @@ def guard_examples(
 
 
 def _answered(bundle: Bundle, batches: Iterable[Batch]) -> tuple[list[Batch], list[Tensor]]:
-    """Return as many batches as eager answers in `SECONDS`, up to `EXAMPLES`, and its answers."""
-    kept, outputs, count = [], [], 0
+    """Return as many batches as eager answers in `SECONDS`, and its answers."""
+    kept, outputs = [], []
     answer, deadline = answers(bundle, "eager"), time.perf_counter() + SECONDS
     for batch in batches:
         outputs.append(bundle.task.outputs(answer, batch["image"]))
         kept.append(batch)
-        count += len(batch["image"])
-        if count >= EXAMPLES or time.perf_counter() > deadline:
+        if time.perf_counter() > deadline:
             break
     return kept, outputs

@@ -15,12 +15,12 @@ from reskit.optimization.candidates import Candidate, Skipped, start_worker
 
 __all__ = ["race"]
 
-SECONDS, CALLS = (0.05, 0.5), 4
+SECONDS, CALLS = (0.03, 0.5), 4
 """Time of a turn (one candidate, one batch size, one round), at least and at most; so many calls between."""
 TRIAL_ROUNDS, ROUNDS = 2, 6
-SLOW = 2.0
+SLOW = 1.5
 """What is so much slower than the fastest at every batch size has no turn in the last rounds."""
-FINALISTS = 3
+FINALISTS = 2
 """So many of the fastest, at the smallest and at the largest batch, also try other threads and streams."""
 
 

@@ -220,8 +220,8 @@ def _tried(
 ) -> tuple[list[Candidate], list[Skipped]]:
     """Return what answers well enough, and what was left out.
 
-    Nothing is timed yet: what compiles does so beside the rest. As that takes longest, float32 is compiled
-    only where nothing faster of the same backend holds the metric.
+    Nothing is timed yet: what compiles does so while the rest is written. As that takes longest, float32 is
+    compiled only where nothing faster of the same backend holds the metric.
 
     Args:
         trials: what to try.

@@ -208,6 +208,31 @@ def test_colour_and_shortcuts_that_slice_take_any_batch(tmp_path: Path, bundle: 
             )
 
 
+def test_pooling_that_pads_with_minus_infinity_can_be_int8(tmp_path: Path, bundle: Bundle) -> None:
+    """Its range would be infinite; without an activation before it, zeros would not do as padding."""
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 5, 3, padding=1)
+            self.pool = nn.MaxPool2d(3, 2, padding=1)
+
+        def forward(self, image: Tensor) -> Tensor:
+            return self.pool(self.conv(image / 255) - 2).mean((2, 3))
+
+    torch.manual_seed(0)
+    network = Pooled().eval().requires_grad_(False)
+    values = describe(bundle, "litert", "int8").to_json()
+    values = values.replace("[null, 1, 8, 8]", "[null, 3, 6, 6]").replace("[null, 10]", "[null, 5]")
+    path = tmp_path / "a.tflite"
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 3, 6, 6), np.uint8)
+    BACKEND.write(network, path, metadata=Metadata.from_json(values, tmp_path), samples=pixels)
+    with BACKEND.load(path, threads=1) as runner:
+        found, expected = runner.run({"image": pixels})["output"], eager(network, pixels)
+    assert expected.max() < -0.5
+    np.testing.assert_allclose(found, expected, atol=0.05)
+
+
 def test_operators_that_litert_lacks_are_refused_in_one_line(tmp_path: Path, bundle: Bundle) -> None:
     class Spectrum(nn.Module):
         def forward(self, image: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from reskit.backends.base import BACKENDS, Backend, Metadata, Precision, Runner
-from reskit.backends.litert_graph import PIXELS, finish, prepare, read_metadata
+from reskit.backends.litert_graph import PIXELS, finish, paddings, prepare, read_metadata
 from reskit.backends.onnx_graph import first_line, quiet
 from reskit.backends.sealed import seal, sealed_content
 from reskit.environment import usable_cores
@@ -206,9 +206,13 @@ def _ranges(content: bytes, recipe: RecipeManager, metadata: Metadata, samples: 
     name = metadata.signature.inputs[0].name
     chunks = [{name: samples[start : start + _CHUNK]} for start in range(0, len(samples), _CHUNK)]
     calibrator.calibrate({_SIGNATURE: chunks}, recipe)
+    ranges = calibrator.get_model_qsvs()
+    for padded, source in paddings(content):
+        if not np.isfinite(ranges[padded]["min"]).all():  # max pooling pads with the lowest number there is
+            ranges[padded] = ranges[source]
     # Whole numbers stay what they are, whatever pixels the samples lack.
     whole = {"min": np.array([0.0]), "max": np.array([255.0])}
-    return {**calibrator.get_model_qsvs(), PIXELS: whole}
+    return {**ranges, PIXELS: whole}
 
 
 BACKENDS.add(LiteRT.name, LiteRT())

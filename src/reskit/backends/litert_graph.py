@@ -17,7 +17,7 @@ from reskit.backends.onnx_graph import METADATA_KEY
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["PIXELS", "finish", "prepare", "read_metadata"]
+__all__ = ["PIXELS", "finish", "paddings", "prepare", "read_metadata"]
 
 PIXELS = "pixels"
 """Name of the pixels as numbers to compute with."""
@@ -71,6 +71,19 @@ def read_metadata(content: bytes, path: Path) -> Metadata:
     entries = [model.Metadata(place) for place in range(model.MetadataLength())]
     found = {entry.Name().decode(): bytes(model.Buffers(entry.Buffer()).DataAsNumpy()) for entry in entries}
     return Metadata.from_json(found.get(METADATA_KEY, b"").decode(), path)
+
+
+def paddings(content: bytes) -> Iterator[tuple[str, str]]:
+    """Yield the names of what a constant pads: of the padded tensor, and of the tensor in it."""
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    graph = flatbuffer_utils.read_model_from_bytearray(content)
+    for kind, operator in _operators(graph):
+        if kind == "PADV2":
+            padded, source = (
+                graph.subgraphs[0].tensors[n] for n in (operator.outputs[0], operator.inputs[0])
+            )
+            yield padded.name.decode(), source.name.decode()
 
 
 def _free_batch(graph: Any) -> None:

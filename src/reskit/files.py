@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from reskit.errors import ConfigError, OutputError
 
 __all__ = [
+    "ANOTHER_CACHE",
     "atomic_file",
     "atomic_folder",
     "own_cache",
@@ -28,15 +29,18 @@ __all__ = [
     "writing",
 ]
 
+ANOTHER_CACHE = "set RESKIT_CACHE to another folder"
+"""What to do where the cache cannot be written; see `writing`."""
+
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn a failure of the file system while writing `path` into an `OutputError`."""
+def writing(path: Path, *, instead: str = "choose another --out") -> Iterator[None]:
+    """Turn a failure of the file system while writing `path` into an `OutputError`, which says what to do."""
     try:
         yield
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
         reason = getattr(error, "strerror", None) or str(error)
-        raise OutputError(f"cannot write {path}: {reason}; free space or choose another --out") from error
+        raise OutputError(f"cannot write {path}: {reason}; free space or {instead}") from error
 
 
 def read_lines(path: Path) -> list[str]:
@@ -114,7 +118,7 @@ def own_cache(name: str) -> Path:
     """
     base = os.environ.get("RESKIT_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(base).absolute() / "reskit" / name
-    with writing(folder):
+    with writing(folder, instead=ANOTHER_CACHE):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     status = folder.stat()
     if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022):

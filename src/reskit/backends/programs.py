@@ -28,7 +28,7 @@ from reskit.backends.compiling import OPTIONS, compile_programs
 from reskit.backends.worker import Worker, WorkerError
 from reskit.environment import fingerprint
 from reskit.errors import BackendError, ConfigError, MissingExtraError, OutputError
-from reskit.files import own_cache, sha256, writing
+from reskit.files import ANOTHER_CACHE, own_cache, sha256, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,7 +92,7 @@ class Programs:
                 raise MissingExtraError("torchao", "torchao")
             if sha256(self._path) != self._sum:
                 raise BackendError(f"{self._path} was replaced since it was loaded; load it again")
-            with writing(self._folder):
+            with writing(self._folder, instead=ANOTHER_CACHE):
                 self._folder.mkdir(exist_ok=True)
             asked = self._path, self._precision, missing, self._folder, self._cache
             try:

@@ -25,7 +25,7 @@ from filelock import FileLock
 
 from reskit.background import in_background
 from reskit.errors import ConfigError, MissingExtraError, ReskitError, did_you_mean
-from reskit.files import atomic_folder, own_cache, write_text, writing
+from reskit.files import ANOTHER_CACHE, atomic_folder, own_cache, write_text, writing
 from reskit.serving.folders import CONFIG, NAME, bundle_folders
 
 __all__ = ["Bucket", "is_url"]
@@ -90,7 +90,7 @@ class Bucket:
             ConfigError: the bucket cannot be read, or holds no bundle.
             OutputError: the folder cannot be written.
         """
-        with writing(self._home):
+        with writing(self._home, instead=ANOTHER_CACHE):
             self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
             with FileLock(self._lock):  # the system lets go when the process ends, however it ends
                 self._mirror(self._list())

@@ -1,10 +1,7 @@
 """Networks as `.tflite` files, run by the LiteRT interpreter: size, agreement with eager, accuracy.
 
-ResNet-18 and MobileNetV2 have no ImageNet weights here, so they are made to tell pictures apart: random
-weights, batch-norm statistics measured on the 100 ImageNet pictures, and a last layer solved by ridge
-regression so that each picture is a class of its own. Agreement with float32 is then a question with an
-answer, and a hard one: nothing was ever trained to leave a margin. Int8 is calibrated on other pictures,
-those of coco128.
+ResNet-18 and MobileNetV2 have no ImageNet weights here, so they are made to tell the 100 ImageNet pictures
+apart (`picturing.py`). Int8 is calibrated on other pictures, those of coco128.
 
 ResNet-20 and ResNet-56 have published CIFAR-10 weights. Int8 is calibrated on the first 256 of 4,000 training
 pictures, and measured on the others and on the whole test split, which is here as JPEG only.
@@ -26,18 +23,17 @@ from torch import Tensor
 
 import reskit
 from common import write_result
+from picturing import picture_bundle, read
 from reskit.backends import BACKENDS, Runner
 from reskit.backends.servable import INPUT, OUTPUT, servable
 from reskit.backends.writing import largest_difference, write_checked
 from reskit.bundle import Bundle
 from reskit.data import ImagePreprocess, make_loader
-from reskit.tasks import TASKS
 
 BACKEND = BACKENDS.get("litert")
 PICTURED = ("resnet18", "mobilenet_v2")
 TRAINED = {"cifar_resnet20": "resnet20-12fca82f.th", "cifar_resnet56": "resnet56-4bfd9763.th"}
 CALIBRATION = 256
-RIDGE = 1e-3
 
 
 def main() -> None:
@@ -64,9 +60,12 @@ def main() -> None:
 
 def found(data: Path, folder: Path, threads: int) -> Iterator[dict[str, Any]]:
     """Yield the figures of every network, precision and set of pictures."""
+    pictures = data / "imagenet-sample-100"
+    other = read(sorted((data / "coco128" / "images").rglob("*.jpg")))
     for name in PICTURED:
-        bundle, pixels = pictured(name, data, folder / name)
-        yield from compared(bundle, {"ImageNet pictures": (pixels, None)}, None, threads)
+        bundle = picture_bundle(name, pictures, folder / name, samples=other)
+        shown = {"ImageNet pictures": (read(sorted(pictures.iterdir())), None)}
+        yield from compared(bundle, shown, None, threads)
     train, test = cifar(data / "cifar10-lossless-4k", "train", "test"), cifar(data / "cifar10-jpeg", "test")
     samples = train[0][:CALIBRATION].numpy()
     sets = {
@@ -77,48 +76,6 @@ def found(data: Path, folder: Path, threads: int) -> Iterator[dict[str, Any]]:
         weights = data / "weights" / "pytorch-cifar-resnet" / file
         bundle, _ = reskit.import_bundle(weights, folder / name, model=name, size=32, statistics="imagenet")
         yield from compared(bundle, sets, samples, threads)
-
-
-def pictured(name: str, data: Path, folder: Path) -> tuple[Bundle, Tensor]:
-    """Return a bundle of a network that tells the ImageNet pictures apart, and their pixels."""
-    preprocess = ImagePreprocess(size=(224, 224), resize="crop", crop_fraction=0.875)
-    files = sorted((data / "imagenet-sample-100").iterdir())
-    pixels = torch.stack([preprocess.read(path) for path in files])
-    other = [preprocess.read(path) for path in sorted((data / "coco128" / "images").rglob("*.jpg"))]
-    settings = {"preprocess": preprocess.model_dump(mode="json"), "labels": [path.stem for path in files]}
-    task = TASKS.get("classify").from_config(settings)
-    torch.manual_seed(0)
-    model = reskit.create_model(name, num_classes=len(files))
-    with torch.no_grad():
-        settle(model, task.inputs({"image": pixels}))
-    bundle = Bundle.write(
-        folder,
-        task=task,
-        model=model,
-        metrics={},
-        provenance={"made": "benchmarks/litert_models.py"},
-        samples=torch.stack(other),
-    )
-    return bundle, pixels
-
-
-def settle(model: Any, inputs: Tensor) -> None:
-    """Measure the batch-norm statistics on inputs, and solve the last layer so that each is its own class."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None  # the plain mean over what follows
-    model.train()
-    for chunk in inputs.split(25):
-        model(chunk)
-    model.eval()
-    vectors = torch.cat([model.pooled(chunk) for chunk in inputs.split(25)]).double()
-    spread = vectors - vectors.mean(0)
-    gram, one = spread @ spread.T, torch.eye(len(inputs), dtype=torch.float64)
-    target = one - 1 / len(inputs)
-    weight = 10 * (spread.T @ torch.linalg.solve(gram + RIDGE * gram.diagonal().mean() * one, target)).T
-    head = next(module for module in model.head.modules() if isinstance(module, torch.nn.Linear))
-    head.weight.copy_(weight)
-    head.bias.copy_(-(weight @ vectors.mean(0)))
 
 
 def cifar(folder: Path, *splits: str) -> tuple[Tensor, Tensor]:

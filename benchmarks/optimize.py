@@ -1,9 +1,7 @@
 """How long `reskit optimize` takes, and what its choices do to accuracy over a whole test split.
 
-ResNet-50 has no published weights here, so it is made to tell things apart: random weights, batch-norm
-statistics measured on the pictures, and a last layer solved by ridge regression so that each picture is a
-class of its own. Its speed is that of any ResNet-50; agreement with float32 is then a question with an
-answer. It is left in `--out/resnet50` for `inference.py`.
+ResNet-50 has no published weights here, so it is made to tell things apart (`picturing.py`). Its speed is
+that of any ResNet-50. It is left in `--out/resnet50` for `inference.py`.
 
 The accuracy is that of a network trained here (`--bundle`), every engine of its plan over the whole split.
 
@@ -24,18 +22,17 @@ import torch
 
 import reskit
 from common import write_result
+from picturing import picture_bundle
 from reskit.backends import BACKENDS
 from reskit.backends.servable import INPUT, OUTPUT
 from reskit.backends.writing import write_checked
 from reskit.bundle import Bundle
-from reskit.data import ImagePreprocess, choose_mode, make_loader
+from reskit.data import choose_mode, make_loader
 from reskit.evaluation import measure, open_as_trained
 from reskit.optimization.showing import Watch
-from reskit.tasks import TASKS
 
 GOALS = {"resnet50": 240.0, "cifar_resnet20": 60.0}
 """Seconds a search may take."""
-RIDGE = 1.0
 
 
 def main() -> None:
@@ -64,44 +61,6 @@ def main() -> None:
     for row in accuracy:
         print(f"{row['name']:<20} top-1 {row['top1']:.4f}, {row['points_lost']:+.2f} points lost")
     write_result("optimize", {"searches": rows, "accuracy": accuracy})
-
-
-def picture_bundle(name: str, pictures: Path, folder: Path) -> Bundle:
-    """Return a bundle of a network that tells every picture of a folder from every other."""
-    torch.manual_seed(0)
-    preprocess = ImagePreprocess(size=(224, 224), resize="crop", crop_fraction=0.875)
-    labels = [path.stem for path in sorted(pictures.iterdir())]
-    task = TASKS.get("classify").from_config(
-        {"preprocess": preprocess.model_dump(mode="json"), "labels": labels}
-    )
-    model = reskit.create_model(name, num_classes=len(labels))
-    found = torch.stack([preprocess.read(path) for path in sorted(pictures.iterdir())])
-    inputs = task.inputs({"image": found})
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.momentum = None  # the plain mean over what follows
-        model.train()
-        for chunk in inputs.split(25):
-            model(chunk)
-        model.eval()
-        vectors = torch.cat([model.pooled(chunk) for chunk in inputs.split(25)]).double()
-        centre = vectors.mean(0)
-        spread = vectors - centre
-        gram = spread @ spread.T
-        ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
-        target = torch.eye(len(labels), dtype=torch.float64) - 1 / len(labels)
-        weight = 10 * (spread.T @ torch.linalg.solve(gram + ridge, target)).T
-        model.fc.weight.copy_(weight)
-        model.fc.bias.copy_(-(weight @ centre))
-    return Bundle.write(
-        folder,
-        task=task,
-        model=model,
-        metrics={},
-        provenance={"made": "benchmarks/optimize.py"},
-        samples=found[:64],
-    )
 
 
 def whole_split(bundle: Bundle, data: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,9 @@
 """Every registered network as ONNX: checked, then run by ONNX Runtime and OpenVINO beside eager.
 
 Weights are random, norms hold the statistics of a batch of noise, images have the size the network was
-published at, but 64 px at most: what is shown is that the graphs compute the same, at two batch sizes.
+published at, but 64 px at most: what is shown is that the graphs compute the same, at two batch sizes. Faster
+R-CNN has its rows but no part in the largest difference: it chooses boxes by comparing scores, those of random
+weights are nearly equal, and two boxes in another order differ by everything.
 
 python benchmarks/onnx_models.py
 """
@@ -44,7 +46,12 @@ def main() -> None:
     for name in arguments.models or list_models():
         rows.append(row(name, arguments.threads))
         print(rows[-1], flush=True)
-    worst = max(max(row[runtime]) for row in rows for runtime in ("onnxruntime", "openvino"))
+    worst = max(
+        max(row[runtime])
+        for row in rows
+        for runtime in ("onnxruntime", "openvino")
+        if not row["name"].startswith("fasterrcnn")
+    )
     write_result("onnx-models", {"batches": BATCHES, "largest_difference": worst, "rows": rows})
 
 

@@ -1,8 +1,8 @@
 """Networks as `.tflite` files, run by the LiteRT interpreter: size, agreement with eager, accuracy.
 
 ResNet-18 and MobileNetV2 have no ImageNet weights here, so they are made to tell the 100 ImageNet pictures
-apart (`picturing.py`). Int8 is calibrated on other pictures, those of coco128. Of MobileNetV2 with random weights
-rounding is amplified a thousandfold; what reskit then refuses to write has a row that says why.
+apart (`picturing.py`). Int8 is calibrated on other pictures, those of coco128. MobileNetV2, with random
+weights, amplifies rounding a thousandfold; what reskit then refuses to write has a row that says why.
 
 ResNet-20 and ResNet-56 have published CIFAR-10 weights. Int8 is calibrated on the first 256 of 4,000 training
 pictures, and measured on the others and on the whole test split, which is here as JPEG only.

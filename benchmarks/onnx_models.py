@@ -1,9 +1,9 @@
 """Every registered network as ONNX: checked, then run by ONNX Runtime and OpenVINO beside eager.
 
 Weights are random, norms hold the statistics of a batch of noise, images have the size the network was
-published at, but 64 px at most: what is shown is that the graphs compute the same, at two batch sizes. Faster
-R-CNN has its rows but no part in the largest difference: it chooses boxes by comparing scores, those of random
-weights are nearly equal, and two boxes in another order differ by everything.
+published at, but 64 px at most: what is shown is that the graphs compute the same, at two batch sizes.
+Faster R-CNN has its rows but no part in the largest difference: it chooses boxes by comparing scores, those
+of random weights are nearly equal, and two boxes in another order differ by everything.
 
 python benchmarks/onnx_models.py
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,20 @@ def test_torch_weights_go_out_and_come_back(digits_run: Any, tmp_path: Path, suf
     assert reskit.import_model(file).model.architecture["name"] == "cifar_resnet8"
     with pytest.raises(OutputError, match="is there already"):
         reskit.export(digits_run.bundle, file, to="torch")
+
+
+def test_what_lies_beside_a_network_is_not_overwritten(digits_run: Any, tmp_path: Path) -> None:
+    (tmp_path / "m.bin").write_text("precious")
+    with pytest.raises(OutputError, match=r"m\.bin is there already"):
+        reskit.export(digits_run.bundle, tmp_path / "m.xml", to="openvino")
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["precious"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="file modes are of POSIX")
+def test_others_may_read_what_is_written(digits_run: Any, tmp_path: Path) -> None:
+    exported = reskit.export(digits_run.bundle, tmp_path / "n.safetensors", to="torch-graph").path
+    files = [exported, *(file for file in Path(digits_run.bundle).iterdir() if file.is_file())]
+    assert {oct(file.stat().st_mode & 0o777) for file in files} == {"0o644"}
 
 
 def test_keras_weights_go_out_and_come_back(digits_run: Any, tmp_path: Path) -> None:

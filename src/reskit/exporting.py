@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,8 +81,10 @@ def export(
     if to not in {**runs, **WEIGHTS}:
         raise UnknownNameError("format", to, {**runs, **WEIGHTS})
     path = Path(path)
-    if path.exists():
-        raise OutputError(f"{path} is there already; choose another name or remove it")
+    beside = runs[to].beside if to in runs else ()
+    for file in (path, *(path.with_suffix(suffix) for suffix in beside)):
+        if file.exists():
+            raise OutputError(f"{file} is there already; choose another name or remove it")
     if not isinstance(bundle, Bundle):
         bundle = Bundle.load(bundle)
     if to in WEIGHTS:
@@ -104,7 +107,12 @@ def _torch(bundle: Bundle, path: Path) -> None:
     """Write the state dict; of ImageNet families it has torchvision's names."""
     state = {name: value.contiguous() for name, value in bundle.model.state_dict().items()}
     with atomic_file(path) as staging:
-        save_file(state, staging) if path.suffix == ".safetensors" else torch.save(state, staging)
+        if path.suffix == ".safetensors":
+            save_file(state, staging)
+        else:
+            content = io.BytesIO()  # of a full disk PyTorch's own writer says nothing
+            torch.save(state, content)
+            staging.write_bytes(content.getbuffer())
 
 
 def _keras_h5(bundle: Bundle, path: Path) -> None:

@@ -29,12 +29,12 @@ __all__ = [
     "writing",
 ]
 
-ANOTHER_CACHE = "set RESKIT_CACHE to another folder"
-"""What to do where the cache cannot be written; see `writing`."""
+ANOTHER_OUT, ANOTHER_CACHE = "choose another --out", "set RESKIT_CACHE to another folder"
+"""What to do where a file cannot be written; see `writing`."""
 
 
 @contextlib.contextmanager
-def writing(path: Path, *, instead: str = "choose another --out") -> Iterator[None]:
+def writing(path: Path, *, instead: str = ANOTHER_OUT) -> Iterator[None]:
     """Turn a failure of the file system while writing `path` into an `OutputError`, which says what to do."""
     try:
         yield
@@ -83,13 +83,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of `path` when the block ends well.
+def atomic_folder(path: Path, *, instead: str = ANOTHER_OUT) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of `path` when the block ends well; see `writing`.
 
     A crash at any moment leaves the old folder, the new one, or (between two renames) the old one
     under a dotted name beside it; never a mixture.
     """
-    with writing(path):
+    with writing(path, instead=instead):
         if path.exists() and not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "a file of that name is there")
         path = path.resolve()  # a link stays, what it leads to is replaced
@@ -99,6 +99,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             yield staging
             for file in staging.rglob("*"):
                 if file.is_file():
+                    file.chmod(0o644)  # safetensors writes for its owner only
                     _sync(file)
             staging.chmod(0o755)
             _swap(staging, path)

@@ -89,6 +89,14 @@ def test_a_plan_of_another_machine_is_not_used(bundle: Bundle) -> None:
     assert torch.equal(answers(bundle, "auto")(pixels), answers(bundle, "eager")(pixels))
 
 
+def test_a_plan_moved_to_this_machine_is_refused(bundle: Bundle) -> None:
+    file = plan_folder(bundle.path) / PLAN
+    plan = json.loads(file.read_text())
+    file.write_text(json.dumps(plan | {"machine": plan["machine"] | {"id": "0123456789ab"}}))
+    with pytest.raises(BackendError, match="of another machine"):
+        find_plan(bundle)
+
+
 def test_a_plan_of_another_bundle_is_refused(bundle: Bundle) -> None:
     file = plan_folder(bundle.path) / PLAN
     file.write_text(json.dumps(json.loads(file.read_text()) | {"bundle": "0" * 64}))
@@ -103,9 +111,25 @@ def test_a_plan_of_another_bundle_is_refused(bundle: Bundle) -> None:
         lambda _: "[]",
         lambda text: text.replace('"goal": "latency"', '"goal": "speed"'),
         lambda text: text.replace('"latency": 0', '"latency": 99'),
+        lambda text: text.replace('"latency": 0', '"latency": -1'),
+        lambda text: text.replace('"latency": 0,', ""),
+        lambda text: text.replace('"threads": 1', '"threads": -5'),
+        lambda text: text.replace('"backend": "torch"', '"backend": "torhc"'),
+        lambda text: text.replace('"processor"', '"maker"'),
         lambda _: "[" * 100_000,
     ],
-    ids=["cut", "not a plan", "unknown goal", "no such engine", "deep"],
+    ids=[
+        "cut",
+        "not a plan",
+        "unknown goal",
+        "no such engine",
+        "negative",
+        "a goal less",
+        "threads",
+        "backend",
+        "machine",
+        "deep",
+    ],
 )
 def test_a_damaged_plan_is_refused_in_one_line(bundle: Bundle, damage: Callable[[str], str]) -> None:
     file = plan_folder(bundle.path) / PLAN

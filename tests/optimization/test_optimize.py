@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -19,7 +20,8 @@ from reskit.backends import BACKENDS
 from reskit.backends.plan import GOALS, find_plan, plan_folder
 from reskit.backends.servable import servable
 from reskit.bundle import Bundle
-from reskit.errors import BackendError, ConfigError, DataError, UnknownNameError
+from reskit.errors import BackendError, ConfigError, DataError, OutputError, UnknownNameError
+from reskit.evaluation import open_as_trained
 from reskit.optimization import candidates, racing
 from reskit.optimization.candidates import Candidate, Skipped, Trial, list_candidates
 from reskit.optimization.guard import AGREEMENT_FACTOR, guard_examples
@@ -100,6 +102,65 @@ def test_a_damaged_plan_is_measured_anew(bundle: Bundle) -> None:
     folder.mkdir(parents=True)
     (folder / "plan.json").write_text("{")
     assert reskit.optimize(bundle, backends=["torch"], precisions=["fp32"], batches=[1], threads=1).measured
+
+
+@pytest.mark.parametrize("how", ["cut", "gone"])
+def test_a_plan_whose_files_are_damaged_is_measured_anew(bundle: Bundle, how: str) -> None:
+    options: dict[str, Any] = {"backends": ["torch"], "precisions": ["fp32"], "batches": [1], "threads": 1}
+    first = reskit.optimize(bundle, **options)
+    assert not reskit.optimize(bundle, **options).measured
+    file = first.folder / first.plan.engine().file
+    file.unlink() if how == "gone" else file.write_bytes(file.read_bytes()[:-1])
+    assert reskit.optimize(bundle, **options).measured
+    reskit.predict(bundle, bundle.samples["samples"][:1])
+
+
+def test_a_plan_holds_for_the_data_it_was_guarded_with(bundle: Bundle, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"backends": ["torch"], "precisions": ["fp32"], "batches": [1], "threads": 1}
+    reskit.optimize(bundle, data=open_as_trained(bundle), **options)
+    assert not reskit.optimize(bundle, **options).measured
+    with pytest.raises(DataError, match="nowhere"):
+        reskit.optimize(bundle, data=tmp_path / "nowhere", **options)
+    with pytest.raises(DataError, match="nowhere"):
+        reskit.optimize(bundle, pictures=tmp_path / "nowhere", **options)
+
+
+def test_a_bundle_that_cannot_be_written_is_refused_before_the_search(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("reskit.optimization.run.tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("reskit.optimization.run.guard_examples", lambda *_, **__: pytest.fail("searched"))
+    with pytest.raises(OutputError, match="Read-only file system; free space or optimize a copy"):
+        reskit.optimize(bundle)
+
+
+@pytest.mark.parametrize("size", [1, 16])
+def test_an_engine_that_dies_while_timed_is_left_out(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    turn, said = racing._Runner.turn, []
+
+    def deadly(self: Any, batch: int) -> None:
+        if self.worker.name == "torch-fp32" and batch == size and batch in self.seconds:  # the second round
+            self.worker._process.kill()
+        turn(self, batch)
+
+    monkeypatch.setattr(racing._Runner, "turn", deadly)
+    plan = reskit.optimize(
+        bundle, backends=["torch", "onnxruntime"], precisions=["fp32"], threads=1, say=said.append
+    ).plan
+    assert [engine.name for engine in plan.engines] == ["onnxruntime-fp32"]
+    assert any(line.startswith("torch-fp32 was left out: its process was killed by SIGKILL") for line in said)
+
+
+def test_a_backend_named_twice_is_tried_once(bundle: Bundle) -> None:
+    plan = reskit.optimize(
+        bundle, backends=["torch", "torch"], precisions=["fp32"], batches=[1], threads=1
+    ).plan
+    assert [engine.name for engine in plan.engines] == ["torch-fp32"]
 
 
 def test_verbs(bundle: Bundle, cli: Callable[..., Any], tmp_path: Path) -> None:

@@ -180,6 +180,7 @@ class Backend(ABC):
         name: its registered name.
         format: what `reskit export --to` calls the file it writes.
         suffix: of that file.
+        beside: suffixes of what is written beside it, under the same stem.
         extra: the extra of reskit that brings its packages; None where the core does.
         run_needs: modules that running needs.
         export_needs: modules that writing needs besides.
@@ -194,6 +195,7 @@ class Backend(ABC):
     name: ClassVar[str]
     format: ClassVar[str]
     suffix: ClassVar[str]
+    beside: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str | None] = None
     run_needs: ClassVar[tuple[str, ...]] = ()
     export_needs: ClassVar[tuple[str, ...]] = ()

@@ -23,6 +23,7 @@ class Eager(Backend):
     name: ClassVar[str] = "torch"
     format: ClassVar[str] = "torch-graph"
     suffix: ClassVar[str] = ".safetensors"
+    run_needs: ClassVar[tuple[str, ...]] = ("torch",)
     tolerance: ClassVar[Mapping[Precision, float]] = {"fp32": 1e-4, "bf16": 0.25}
 
     def unsupported(self, precision: Precision) -> str | None:

@@ -32,6 +32,7 @@ class Inductor(Backend):
     name: ClassVar[str] = "inductor"
     format: ClassVar[str] = "inductor"
     suffix: ClassVar[str] = ".safetensors"
+    run_needs: ClassVar[tuple[str, ...]] = ("torch",)
     compiles: ClassVar[bool] = True
     tolerance: ClassVar[Mapping[Precision, float]] = {"fp32": 1e-4, "bf16": 0.25, "int8": 0.5}
 

@@ -45,6 +45,7 @@ class OpenVINO(Backend):
     export_needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "nncf")
     tolerance: ClassVar[Mapping[Precision, float]] = {"fp32": 1e-4, "bf16": 0.25, "fp16": 0.05, "int8": 0.5}
     splits: ClassVar[bool] = True
+    beside: ClassVar[tuple[str, ...]] = (".bin",)
 
     def unsupported(self, precision: Precision) -> str | None:
         """Return why this processor cannot run a precision well, or None."""
@@ -73,10 +74,13 @@ class OpenVINO(Backend):
         network.set_rt_info(metadata.to_json(), _METADATA)
         # Weights that are computed with in 16 bits need no more in the file.
         halved = metadata.precision in ("bf16", "fp16")
-        ov.save_model(network, path, compress_to_fp16=halved)
-        # Only now is known what the graph should say of its weights.
-        network.set_rt_info(sha256(path.with_suffix(".bin")), _WEIGHTS)
-        ov.save_model(network, path, compress_to_fp16=halved)
+        try:
+            ov.save_model(network, path, compress_to_fp16=halved)
+            # Only now is known what the graph should say of its weights.
+            network.set_rt_info(sha256(path.with_suffix(".bin")), _WEIGHTS)
+            ov.save_model(network, path, compress_to_fp16=halved)
+        except RuntimeError as error:  # of the stream that writes; it does not say why
+            raise OSError(f"OpenVINO cannot write it ({first_line(error)})") from error
 
     def load(self, path: Path, *, threads: int | None = None, streams: int = 1) -> Runner:
         """Return a runner; see `Backend.load`."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from reskit.backends.base import BACKENDS, Precision, Runner
 from reskit.environment import fingerprint
-from reskit.errors import BackendError
+from reskit.errors import BackendError, UnknownNameError
 from reskit.files import sha256
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class _Part(BaseModel):
 class BatchFigures(_Part):
     """What was measured at one batch size: seconds of whole calls, images a second at their median."""
 
-    batch: int
+    batch: PositiveInt
     p50_ms: float
     p95_ms: float
     images_per_s: float
@@ -75,11 +76,11 @@ class Engine(_Part):
     name: str
     backend: str
     precision: Precision
-    threads: int
-    streams: int
+    threads: PositiveInt
+    streams: PositiveInt
     keep: tuple[str, ...] = ()
     file: FileName
-    batches: tuple[BatchFigures, ...]
+    batches: Annotated[tuple[BatchFigures, ...], Field(min_length=1)]
     memory_mib: float
     file_mib: float
     difference: float
@@ -112,12 +113,21 @@ class Guard(_Part):
     unit: str = "points"
 
 
+class Machine(BaseModel):
+    """What `reskit.environment.fingerprint` said; there may be more than is used here."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    id: str
+    processor: str
+
+
 class Plan(_Part):
     """The outcome of `reskit.optimize` on one machine.
 
     Attributes:
         bundle: checksum of the bundle it was measured for.
-        machine: what `reskit.environment.fingerprint` said.
+        machine: where it was measured.
         versions: of the packages of the backends tried.
         settings: what was asked for: batch sizes, how much accuracy may drop.
         goal: what the user asked for; :attr:`engine` follows it.
@@ -131,11 +141,11 @@ class Plan(_Part):
     library: str
     created: str
     bundle: str
-    machine: dict[str, Any]
+    machine: Machine
     versions: dict[str, str]
     settings: dict[str, Any]
     goal: Goal
-    chosen: dict[Goal, int]
+    chosen: dict[Goal, NonNegativeInt]
     engines: tuple[Engine, ...]
     skipped: tuple[dict[str, str], ...]
     guard: Guard
@@ -156,12 +166,33 @@ class Plan(_Part):
         file = folder / PLAN
         try:
             plan = cls.model_validate(json.loads(file.read_text(encoding="utf-8")))
-            for goal in plan.chosen:
-                plan.engine(goal)
-        except (OSError, ValueError, ValidationError, RecursionError, IndexError) as error:
+            for goal in GOALS:
+                BACKENDS.get(plan.engine(goal).backend)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        except (KeyError, IndexError):
+            reason = "chosen: no engine for every goal"
+        except (OSError, ValueError, RecursionError, UnknownNameError) as error:
             reason = str(error).splitlines()[0]
-            raise BackendError(f"{file} is damaged ({reason}); run `reskit optimize` again") from None
-        return plan
+        else:
+            return plan
+        raise BackendError(f"{file} is damaged ({reason}); run `reskit optimize` again")
+
+    def check(self, folder: Path, goal: Goal | None = None) -> None:
+        """Hold the files of the engine chosen against the plan.
+
+        Args:
+            folder: where the plan was read from.
+            goal: which choice; the plan's own when absent.
+
+        Raises:
+            BackendError: a file is missing or altered.
+        """
+        file = self.engine(goal).file
+        for name in {file, *(name for name in self.files if Path(name).stem == Path(file).stem)}:
+            if not (folder / name).is_file() or sha256(folder / name) != self.files.get(name):
+                raise BackendError(f"{folder / name} is missing or altered; run `reskit optimize` again")
 
     def load(self, folder: Path, goal: Goal | None = None) -> Runner:
         """Return the runner of the engine chosen.
@@ -177,11 +208,8 @@ class Plan(_Part):
         engine = self.engine(goal)
         backend = BACKENDS.get(engine.backend)
         backend.require()
-        path = folder / engine.file
-        for name in {engine.file, *(name for name in self.files if Path(name).stem == path.stem)}:
-            if not (folder / name).is_file() or sha256(folder / name) != self.files.get(name):
-                raise BackendError(f"{folder / name} is missing or altered; run `reskit optimize` again")
-        return backend.load(path, threads=engine.threads, streams=engine.streams)
+        self.check(folder, goal)
+        return backend.load(folder / engine.file, threads=engine.threads, streams=engine.streams)
 
 
 def plan_folder(bundle: Path) -> Path:
@@ -193,7 +221,7 @@ def find_plan(bundle: Bundle) -> tuple[Plan, Path] | None:
     """Return this machine's plan of a bundle and its folder, or None where there is none.
 
     Raises:
-        BackendError: it is damaged, or of another bundle.
+        BackendError: it is damaged, or of another bundle or machine.
     """
     folder = plan_folder(bundle.path)
     if not (folder / PLAN).is_file():
@@ -201,6 +229,8 @@ def find_plan(bundle: Bundle) -> tuple[Plan, Path] | None:
     plan = Plan.read(folder)
     if plan.bundle != bundle.config.checksum():
         raise BackendError(f"the plan in {folder} is of another bundle; run `reskit optimize` again")
+    if plan.machine.id != fingerprint()["id"]:
+        raise BackendError(f"the plan in {folder} is of another machine; run `reskit optimize` again")
     return plan, folder
 
 
@@ -212,6 +242,9 @@ def plan_time(bundle: Path) -> int | None:
 
 def other_machines(bundle: Path) -> list[str]:
     """Return the processors for which a bundle holds plans, this machine left out."""
-    here = str(fingerprint()["id"])
-    plans = [path for path in (bundle / ENGINES).glob(f"*/{PLAN}") if path.parent.name != here]
-    return [str(Plan.read(path.parent).machine["processor"]) for path in sorted(plans)]
+    here, found = str(fingerprint()["id"]), []
+    for path in sorted((bundle / ENGINES).glob(f"*/{PLAN}")):
+        if path.parent.name != here:
+            with contextlib.suppress(BackendError):  # damaged: that concerns those who would use it
+                found.append(Plan.read(path.parent).machine.processor)
+    return found

@@ -97,6 +97,8 @@ class Draft:
                 )
             with writing(self.target):
                 staged = sorted(self.path.parent.iterdir())
+                for file in staged:
+                    file.chmod(0o644)  # safetensors writes for its owner only
                 files = tuple(file.replace(self.target.parent / file.name) for file in staged)
         finally:
             self.discard()
@@ -152,7 +154,8 @@ def write_draft(
         pictures=bundle.samples["samples"].numpy() if samples is None else samples,
     )
     try:
-        backend.write(draft.model, draft.path, metadata=draft.metadata, samples=draft.pictures, keep=keep)
+        with writing(path):
+            backend.write(draft.model, draft.path, metadata=draft.metadata, samples=draft.pictures, keep=keep)
     except BaseException:
         draft.discard()
         raise
@@ -178,7 +181,7 @@ def calibration_samples(bundle: Bundle) -> np.ndarray:
     if "imported" in bundle.config.provenance:
         raise BackendError(
             f"int8 is calibrated with pictures of the training data, and {bundle.path}, imported, has none:"
-            " give some by --data"
+            " give some by --pictures"
         )
     samples: np.ndarray = bundle.samples["samples"].numpy()
     return samples

@@ -75,7 +75,7 @@ def list_candidates(
     for precision in precisions or ():
         if precision not in PRECISIONS:
             raise UnknownNameError("precision", precision, PRECISIONS)
-    chosen = [BACKENDS.get(name) for name in backends] if backends is not None else None
+    chosen = [BACKENDS.get(name) for name in dict.fromkeys(backends)] if backends is not None else None
     for backend in chosen or [BACKENDS.get(name) for name in BACKENDS]:
         if chosen is None and backend.on_device:
             yield Skipped(name=backend.name, reason="made for phones and boards; name it to have it measured")
@@ -184,7 +184,7 @@ class Trial:
                 written, worker = self._begun.result()
                 metric = _metric(worker, self._examples)
             except (BackendError, MissingExtraError) as error:
-                return Skipped(name=self.name, reason=str(error))
+                return Skipped(name=self.name, reason=getattr(error, "reason", str(error)))
             if self._examples.accepts(metric):
                 return Candidate(
                     backend=self.backend, written=written, keep=keep, metric=metric, worker=worker

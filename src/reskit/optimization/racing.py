@@ -6,6 +6,7 @@ import contextlib
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -24,7 +25,7 @@ FINALISTS = 2
 """So many of the fastest, at the smallest and at the largest batch, also try other threads and streams."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class _Runner:
     """A candidate with its threads and streams, and the seconds of its calls by batch size."""
 
@@ -33,6 +34,11 @@ class _Runner:
     streams: int
     worker: Worker
     seconds: dict[int, list[float]] = field(default_factory=dict)
+
+    def warm_up(self, batches: Sequence[int]) -> None:
+        self.worker.wait_ready()
+        for batch in batches:
+            self.worker.time(batch, calls=1)
 
     def turn(self, batch: int) -> None:
         known = self.seconds.setdefault(batch, [])
@@ -63,7 +69,7 @@ def race(
         step: told what is done next and which part of the race is behind.
 
     Returns:
-        The engines measured, without the choice of a Pareto front, and those that failed.
+        The engines measured, without the choice of a Pareto front, and those that failed, at any time.
     """
     with contextlib.ExitStack() as stack:
         failed: list[Skipped] = []
@@ -73,49 +79,49 @@ def race(
             stack.callback(worker.close)
             return _Runner(candidate=candidate, threads=threads, streams=streams, worker=worker)
 
+        def each(runners: Sequence[_Runner], call: Callable[[_Runner], object]) -> list[_Runner]:
+            """Return those that do it; the others are left out."""
+            able = []
+            for runner in runners:
+                try:
+                    call(runner)
+                except WorkerError as error:
+                    failed.append(Skipped(name=runner.candidate.name, reason=error.reason))
+                    say(f"{runner.candidate.name} was left out: {error.reason}")
+                else:
+                    able.append(runner)
+            return able
+
+        def rounds(runners: list[_Runner], count: int, step: Callable[[float], None]) -> list[_Runner]:
+            for done in range(count):
+                step(done / count)
+                for batch in batches:
+                    runners = each(runners, partial(_Runner.turn, batch=batch))
+            return runners
+
         step("warming up", 0.0)
         runners = [
             _Runner(candidate=candidate, threads=threads, streams=1, worker=candidate.worker)
             for candidate in candidates
         ]
-        runners = [runner for runner in runners if _survives(runner, batches, failed, say)]
-        _rounds(runners, batches, TRIAL_ROUNDS, lambda part: step("timing all", 0.3 + 0.2 * part))
+        runners = each(runners, partial(_Runner.warm_up, batches=batches))
+        runners = rounds(runners, TRIAL_ROUNDS, lambda part: step("timing all", 0.3 + 0.2 * part))
         variants = [
             start(runner.candidate, fewer, streams)
             for runner in _leaders(runners, batches)
             for fewer, streams in _others(runner, threads)
         ]
-        variants = [runner for runner in variants if _survives(runner, batches, failed, say)]
-        _rounds(variants, batches, 1, lambda part: step("timing other threads", 0.5 + 0.1 * part))
-        runners += variants
-        final = _quick(runners, batches)
-        _rounds(final, batches, ROUNDS, lambda part: step("timing the fastest", 0.6 + 0.4 * part))
-        return [_engine(runner, batches) for runner in runners], failed
-
-
-def _survives(
-    runner: _Runner, batches: Sequence[int], failed: list[Skipped], say: Callable[[str], None]
-) -> bool:
-    """Start a runner and warm it up at every batch size."""
-    try:
-        runner.worker.wait_ready()
-        for batch in batches:
-            runner.worker.time(batch, calls=1)
-    except WorkerError as error:
-        failed.append(Skipped(name=runner.candidate.name, reason=str(error)))
-        say(f"{runner.candidate.name} was left out: {error}")
-        return False
-    return True
-
-
-def _rounds(
-    runners: Sequence[_Runner], batches: Sequence[int], rounds: int, step: Callable[[float], None]
-) -> None:
-    for done in range(rounds):
-        step(done / rounds)
-        for batch in batches:
-            for runner in runners:
-                runner.turn(batch)
+        variants = each(variants, partial(_Runner.warm_up, batches=batches))
+        runners += rounds(variants, 1, lambda part: step("timing other threads", 0.5 + 0.1 * part))
+        quick = _quick(runners, batches)
+        slow = [runner for runner in runners if runner not in quick]
+        quick = rounds(quick, ROUNDS, lambda part: step("timing the fastest", 0.6 + 0.4 * part))
+        engines: list[Engine] = []
+        each(
+            [runner for runner in runners if runner in slow or runner in quick],
+            lambda runner: engines.append(_engine(runner, batches)),
+        )
+        return engines, failed
 
 
 def _leaders(runners: Sequence[_Runner], batches: Sequence[int]) -> list[_Runner]:

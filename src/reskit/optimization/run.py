@@ -17,14 +17,14 @@ import numpy as np
 
 import reskit
 from reskit.backends.base import BACKENDS, Backend
-from reskit.backends.plan import PLAN, Goal, Plan, find_plan, plan_folder
+from reskit.backends.plan import GOALS, PLAN, Goal, Machine, Plan, find_plan, plan_folder
 from reskit.backends.servable import servable
 from reskit.backends.writing import calibration_samples, read_pictures
 from reskit.bundle import Bundle
 from reskit.data import Source
 from reskit.environment import fingerprint, usable_cores
-from reskit.errors import BackendError, ConfigError
-from reskit.files import atomic_folder, sha256, to_json, write_text
+from reskit.errors import BackendError, ConfigError, UnknownNameError
+from reskit.files import atomic_folder, sha256, to_json, write_text, writing
 from reskit.optimization.candidates import Candidate, Skipped, Trial, list_candidates
 from reskit.optimization.choosing import choose, mark_pareto
 from reskit.optimization.guard import guard_examples
@@ -33,6 +33,8 @@ from reskit.optimization.racing import race
 __all__ = ["BATCHES", "Optimized", "optimize"]
 
 BATCHES = (1, 16)
+_LIBRARY = f"reskit {reskit.__version__}"
+_WRITABLE = "optimize a copy of the bundle elsewhere"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +110,10 @@ def optimize(
         "batches": sorted(set(batches)),
         "max_drop": max_drop,
         "threads": threads,
-        "backends": None if backends is None else sorted(backends),
-        "precisions": None if precisions is None else sorted(precisions),
+        "backends": None if backends is None else sorted(set(backends)),
+        "precisions": None if precisions is None else sorted(set(precisions)),
+        "data": _named(bundle, data),
+        "pictures": None if pictures is None else str(pictures),
     }
     folder = plan_folder(bundle.path)
     kept = None if again else _earlier(bundle, goal, settings)
@@ -117,6 +121,8 @@ def optimize(
         say("this machine's plan still holds: nothing was measured again")
         return kept
     start = time.perf_counter()
+    with writing(bundle.path, instead=_WRITABLE):  # better said now than after the search
+        tempfile.TemporaryFile(dir=bundle.path).close()
     step("reading examples", 0.0)
     given = read_pictures(bundle, pictures) if pictures is not None else None
     examples = guard_examples(bundle, data, given, batch_size=max(batches), max_drop=max_drop, say=say)
@@ -167,10 +173,10 @@ def optimize(
             raise BackendError(f"no engine remained for {bundle.path}: {reasons}")
         engines = mark_pareto(engines, higher_is_better=bundle.task.higher_is_better)
         plan = Plan(
-            library=f"reskit {reskit.__version__}",
+            library=_LIBRARY,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             bundle=bundle.config.checksum(),
-            machine=fingerprint(),
+            machine=Machine(**fingerprint()),
             versions=_versions(candidate.backend for candidate in candidates),
             settings=settings,
             goal=goal,
@@ -188,18 +194,28 @@ def _earlier(bundle: Bundle, goal: Goal, settings: Mapping[str, Any]) -> Optimiz
     """Return this machine's plan, its goal set to `goal`, where it was asked for alike and still holds."""
     try:
         found = find_plan(bundle)
-    except BackendError:
+        if found is None:
+            return None
+        plan, folder = found
+        for choice in GOALS:
+            plan.check(folder, choice)
+        known = [BACKENDS.get(name) for name in {engine.backend for engine in plan.engines}]
+    except (BackendError, UnknownNameError):
         return None
-    if found is None:
-        return None
-    plan, folder = found
-    known = (BACKENDS.get(name) for name in {engine.backend for engine in plan.engines})
-    if plan.settings != settings or plan.versions != _versions(known):
+    if (plan.settings, plan.library, plan.versions) != (dict(settings), _LIBRARY, _versions(known)):
         return None
     if plan.goal != goal:
         plan = plan.model_copy(update={"goal": goal})
         write_text(folder / PLAN, to_json(plan.model_dump(mode="json")))
     return Optimized(plan=plan, folder=folder, measured=False)
+
+
+def _named(bundle: Bundle, data: str | Path | Source | None) -> str | None:
+    """Return what tells data from others; None for those the bundle was trained with."""
+    if not isinstance(data, Source):
+        return None if data is None else str(data)
+    own = data.fingerprint == bundle.config.provenance.get("fingerprint")
+    return None if own else f"{data.location} {data.fingerprint}"
 
 
 def _calibration(bundle: Bundle) -> np.ndarray | None:
@@ -261,7 +277,7 @@ def _tried(
 def _keep(plan: Plan, staging: Path, folder: Path) -> Plan:
     """Put the plan and the files its choices need into the bundle, whole or not at all."""
     stems = {Path(plan.engine(goal).file).stem for goal in plan.chosen}
-    with atomic_folder(folder) as place:
+    with atomic_folder(folder, instead=_WRITABLE) as place:
         kept = [file for file in sorted(staging.iterdir()) if file.stem in stems]
         for file in kept:
             shutil.copyfile(file, place / file.name)

@@ -770,7 +770,9 @@ def _print_paths(paths: dict[str, Path]) -> None:
 def _named(given: str) -> tuple[str | None, str]:
     """Return the name and the folder or URL of NAME=BUNDLE, the name None where there is none."""
     start, scheme_end, rest = given.partition("://")  # behind it, = is part of the URL
-    name, _, place = start.rpartition("=")
+    name, equals, place = start.rpartition("=")
+    if equals and not name:
+        raise ConfigError(f"{given!r} has no name before the =: give NAME=BUNDLE, or the bundle alone")
     return name or None, f"{place}{scheme_end}{rest}"
 
 

@@ -258,7 +258,7 @@ def test_nothing_is_overwritten(bundle: Path, tmp_path: Path) -> None:
         ({"name": "a--b"}, ConfigError, "'a--b' cannot be a name"),
         ({"name": "x" * 33}, ConfigError, "cannot be a name"),
         ({"name": "$(id)"}, ConfigError, "cannot be a name"),
-        ({"image": "a b; rm"}, ConfigError, "is not the name of a container image"),
+        ({"image": "a b; rm"}, ConfigError, "is not REGISTRY/NAME:TAG"),
         ({"to": "heroku"}, ConfigError, "unknown platform 'heroku'; known: kserve"),
         ({"bundle": "nowhere"}, BundleError, "nowhere"),
     ],

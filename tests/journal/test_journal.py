@@ -102,6 +102,22 @@ def test_what_is_no_journal_is_said(tmp_path: Path) -> None:
     assert list(read_journal(tmp_path / "empty")) == []
 
 
+def test_a_damaged_journal_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    with Journal(path) as journal:
+        for _ in range(200):
+            journal.append("start", serving={"digits": "1" * 100})
+    data = bytearray(path.read_bytes())
+    assert len(data) > 30_000
+    data[len(data) // 3 :] = b"\xff" * len(data[len(data) // 3 :])
+    path.write_bytes(data)
+    with (
+        Journal(path) as journal,
+        pytest.raises(ConfigError, match=r"cannot be used as a journal: .*malformed"),
+    ):
+        journal.deployments()
+
+
 class Told:
     """Events at times a test says."""
 

@@ -74,6 +74,8 @@ def test_the_start_is_told(cli: Callable[..., Any], shared: Running, monkeypatch
         (["{bundle}", "--tls-cert", "x"], "TLS needs both"),
         (["{bundle}", "--token-file", "nowhere"], "cannot be read"),
         (["{bundle}", "--host", "192.0.2.1"], "cannot listen at 192.0.2.1"),
+        (["{bundle}", "--port", "8123", "--grpc-port", "8123"], "cannot share port 8123"),
+        (["={bundle}"], "has no name before the ="),
     ],
 )
 def test_what_is_wrong_is_one_line(

@@ -62,7 +62,7 @@ def test_a_good_version_is_promoted(
     assert asked == ["1", "2"] * 4
     for _ in range(8):
         ask(server, images, expected)
-    until(lambda: states(server)["2"][0] == "READY")
+    until(lambda: states(server)["1"][0] == "UNAVAILABLE")
     assert states(server) == {"1": ("UNAVAILABLE", "unloaded"), "2": ("READY", "")}
     assert ask(server, images, expected) == "2"
     assert metric(server, "reskit_version_share") == {("digits", "2"): 1}
@@ -300,6 +300,38 @@ def test_new_versions_are_noticed_and_bad_ones_tried_once(
     time.sleep(0.2)
     assert ask(server, images, expected) == "3"
     assert len(pushed.history().deployments) == 2
+
+
+def test_a_bad_version_does_not_hide_those_below_it(
+    start: Callable[..., Running], pushed: Pushed, images: np.ndarray, expected: np.ndarray
+) -> None:
+    server = start(watch_s=0.05)
+    for version in ("3", "9"):
+        pushed.push(version, damaged)
+        until(lambda version=version: pushed.history().deployments and pushed.last().version == version)
+        until(lambda: pushed.last().outcome == "refused")
+    shutil.rmtree(pushed.folder / "3")
+    pushed.push("3")  # mended
+    until(lambda: ask(server, images, expected) == "3")
+    assert [(one.version, one.outcome) for one in pushed.history().deployments] == [
+        ("3", "refused"),
+        ("9", "refused"),
+        ("3", "promoted"),
+    ]
+
+
+def test_a_start_without_the_version_that_served_takes_none_that_was_found_wanting(
+    running: Callable[..., Running], pushed: Pushed, images: np.ndarray, expected: np.ndarray
+) -> None:
+    settings: dict[str, Any] = {"grpc_port": None, "journal": pushed.journal, "watch_s": 0.05}
+    server = running([pushed.folder], **settings)
+    for version, change in (("2", lambda folder: None), ("3", damaged)):
+        pushed.push(version, change)
+        until(lambda version=version: pushed.history().deployments and pushed.last().version == version)
+        until(lambda: pushed.last().outcome in ("promoted", "refused"))
+    server.stop()
+    shutil.rmtree(pushed.folder / "2")
+    assert ask(running([pushed.folder], **settings), images, expected) == "1"
 
 
 def test_what_cannot_be_recorded_is_not_promoted(

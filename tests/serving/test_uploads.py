@@ -89,6 +89,13 @@ def test_what_is_no_image_is_refused(shared: Running, sent: Any, words: str) -> 
     assert words in reply.json["error"]
 
 
+@pytest.mark.parametrize("missing", [4, 40])
+def test_a_form_that_breaks_off_is_refused_whole(shared: Running, images: np.ndarray, missing: int) -> None:
+    body, headers = form(("a", png(images[0])), ("b", png(images[1])))
+    reply = shared.post("/v1/predict", body[:-missing], headers)
+    assert (reply.status, reply.json["error"]) == (400, "the form breaks off before its last boundary")
+
+
 def test_the_model_must_be_clear(running: Callable[..., Running], bundle: Path, images: np.ndarray) -> None:
     server = running([("a", bundle), ("b", bundle)], grpc_port=None)
     reply = server.post("/v1/predict", png(images[0]))

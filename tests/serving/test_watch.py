@@ -306,6 +306,13 @@ def test_what_is_no_service_is_told(cli: Callable[..., Any], stub: Callable[...,
         assert ran.err.count("\n") == 1
 
 
+def test_the_port_of_grpc_is_told(cli: Callable[..., Any], shared: Running) -> None:
+    ran = cli("watch", f"http://{shared.server.urls['grpc']}", "--once")
+    assert (ran.code, ran.out) == (1, "")
+    assert "does not speak HTTP; is that the port of gRPC?" in ran.err
+    assert ran.err.rstrip("\n").isprintable()
+
+
 def test_a_token_goes_nowhere_else(stub: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RESKIT_TOKEN", TOKEN)
     target = stub(b"reskit_start_time_seconds 1\n")

@@ -84,7 +84,7 @@ class Facts:
                 "digits and single hyphens, a letter first"
             )
         if image is not None and not _IMAGE.fullmatch(image):
-            raise ConfigError(f"--image {image[:80]!r} is not the name of a container image")
+            raise ConfigError(f"--image {image[:80]!r} is not REGISTRY/NAME:TAG of a container image")
         checksum = bundle.config.checksum()
         weights = (bundle.path / "model.safetensors").stat().st_size / 2**20
         needed = _LIBRARIES_MIB + _WEIGHTS_TIMES * weights

@@ -114,8 +114,13 @@ class Journal:
         return int(done.lastrowid or 0)
 
     def deployments(self) -> list[Event]:
-        """Return what was written of deployments and starts until now, also by services before this one."""
-        return list(_rows(self._database, "kind NOT IN ('heartbeat', 'traffic')"))
+        """Return what was written of deployments and starts until now, also by services before this one.
+
+        Raises:
+            ConfigError: the journal is damaged.
+        """
+        with _naming(self.path):
+            return list(_rows(self._database, "kind NOT IN ('heartbeat', 'traffic')"))
 
     def close(self) -> None:
         """Let others write."""

@@ -134,14 +134,17 @@ async def form_of(body: bytes, headers: Headers) -> tuple[dict[str, str], list[t
     """Return the fields of a form by name, and its files, each with its name.
 
     Raises:
-        BadRequestError: it is malformed.
+        BadRequestError: it is malformed, or breaks off.
     """
 
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
+        if not parser.ended:  # raised here, the parser gives back what it holds
+            raise BadRequestError("the form breaks off before its last boundary")
 
+    parser = _InMemory(headers, stream(), max_files=64, max_fields=16)
     try:
-        form = await _InMemory(headers, stream(), max_files=64, max_fields=16).parse()
+        form = await parser.parse()
     except (MultiPartException, KeyError) as error:
         reason = error.message if isinstance(error, MultiPartException) else "it has no boundary"
         raise BadRequestError(f"the form is malformed: {reason}") from None
@@ -154,9 +157,15 @@ async def form_of(body: bytes, headers: Headers) -> tuple[dict[str, str], list[t
 
 
 class _InMemory(MultiPartParser):
-    """Starlette's parser, which else would write large files to the disk."""
+    """Starlette's parser, which else would write large files to the disk, and not mind a missing end."""
 
     spool_max_size = 1 << 62
+    ended = False
+
+    def on_end(self) -> None:
+        """Note that the last boundary was there."""
+        super().on_end()
+        self.ended = True
 
 
 def _refused(part: str) -> bool:

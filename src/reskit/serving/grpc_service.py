@@ -78,9 +78,9 @@ class GrpcServer:
                 self.port = self._server.add_insecure_port(address)
             else:
                 self.port = self._server.add_secure_port(address, credentials)
-        except RuntimeError as error:
+        except RuntimeError:  # it says no more than that it failed
             raise ConfigError(
-                f"gRPC cannot listen at {address}: {error}; choose another --grpc-port"
+                f"gRPC cannot listen at {address}: is the port in use? choose another --grpc-port"
             ) from None
         self._watch: asyncio.Task[None] | None = None
 

@@ -215,7 +215,10 @@ def _add_repository(app: FastAPI, service: Service) -> None:
     @app.post("/v2/repository/index", tags=["repository"])
     async def index(request: Request) -> list[dict[str, str]]:
         """The models in the folders named at the start, and whether they are loaded."""
-        return service.index((await document(request)).get("ready") is True)
+        ready = (await document(request)).get("ready", False)
+        if not isinstance(ready, bool):
+            raise BadRequestError("ready must be true or false")
+        return service.index(ready)
 
     @app.post("/v2/repository/models/{name}/load", tags=["repository"], response_class=Response)
     async def load(name: str, request: Request) -> Response:

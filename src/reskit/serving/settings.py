@@ -101,6 +101,10 @@ class Settings(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        if settings.port and settings.port == settings.grpc_port:
+            raise ConfigError(
+                f"REST and gRPC cannot share port {settings.port}: choose another --port or --grpc-port"
+            )
         if (settings.tls_cert is None) != (settings.tls_key is None):
             raise ConfigError("TLS needs both a certificate and its key: give --tls-cert and --tls-key")
         if settings.tls_client_ca is not None and settings.tls_cert is None:

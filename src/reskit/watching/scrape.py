@@ -115,6 +115,9 @@ class Scraper:
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             said = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+            if isinstance(error, http.client.BadStatusLine | http.client.IncompleteRead):
+                said = "what answers does not speak HTTP; is that the port of gRPC?"
+                raise self._foreign(said) from None
             raise ServiceError(
                 f"{self.url} does not answer: {said}; is `reskit serve` running there?"
             ) from None

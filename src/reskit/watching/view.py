@@ -40,7 +40,7 @@ def _heading(figures: Figures) -> Text:
         heading.append(f", {figures.memory_bytes / 2**20:,.0f} MiB")
     if figures.cores is not None:
         heading.append(f", {figures.cores:.2f} processors")
-    return heading.append(f"; rates and times of {duration(figures.window_seconds)}", "dim")
+    return heading.append(f"; last {duration(figures.window_seconds)}", "dim")
 
 
 def _models(models: list[ModelFigures]) -> Table:

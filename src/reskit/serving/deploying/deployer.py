@@ -51,7 +51,7 @@ class Deployer:
         self._trials: dict[str, Trial] = {}
         self._turns: dict[str, asyncio.Lock] = {}
         self._traffic = Traffic()
-        self._seen: dict[str, str] = {}
+        self._seen: dict[str, dict[str, str]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._judging: dict[str, asyncio.Task[None]] = {}
         self._started = False
@@ -65,8 +65,9 @@ class Deployer:
         """
         self._known = Known(await self._recorder.open())
         for name in self._models.names():
-            version = self._known.choose(name, self._models.found(name))
-            self._known.serving[name] = version, digest(self._models.found(name)[version])
+            versions = {version: digest(path) for version, path in self._models.found(name).items()}
+            version = self._known.choose(name, versions)
+            self._known.serving[name] = version, versions[version]
             await self._models.install(name, {version: await self._models.prepare(name, version)})
         serving = {name: version for name, (version, _) in self._known.serving.items()}
         await self._recorder.append("start", serving=serving)
@@ -258,7 +259,7 @@ class Deployer:
             await asyncio.sleep(self._settings.watch_s)
 
     async def _look(self, *, settled: bool) -> None:
-        """Deploy the newest versions that were not judged yet.
+        """Deploy the newest version of each model that was not judged yet, unless a newer one serves.
 
         Args:
             settled: only what is as it was at the look before: a folder may be just being copied.
@@ -269,14 +270,19 @@ class Deployer:
             serving = self._known.serving.get(name)
             if serving is None or name in self._judging or self._turn(name).locked():
                 continue
-            version = max(self._models.found(name), key=int)
-            files = digest(self._models.found(name)[version])
-            last, self._seen[name] = self._seen.get(name), files
-            known = serving == (version, files) or (name, version, files) in self._known.judged
-            if not files or known or int(version) < int(serving[0]) or (settled and last != files):
+            found = {
+                version: digest(path)
+                for version, path in self._models.found(name).items()
+                if int(version) >= int(serving[0])
+            }
+            last, self._seen[name] = self._seen.get(name, {}), found
+            fresh = [one for one, files in found.items() if (name, one, files) not in self._known.judged]
+            version = max(fresh, key=int, default=serving[0])
+            files = found.get(version, "")
+            if not files or serving == (version, files) or (settled and last.get(version) != files):
                 continue
             try:
-                await self._load(name, None, self._settings.rollout)
+                await self._load(name, {"specific": {"versions": [version]}}, self._settings.rollout)
             except ReskitError as error:
                 _LOG.warning("model %s version %s was refused: %s", name, version, error)
 

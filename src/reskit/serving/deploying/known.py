@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 
 from reskit.journal import Event
 
@@ -36,7 +36,15 @@ class Known:
             elif event.kind in ("refused", "rolled_back") and event.deployment in begun:
                 self.judged.add((model, version, begun[event.deployment]))
 
-    def choose(self, name: str, versions: Collection[str]) -> str:
-        """Return the version to start with: the one that served last, else the newest."""
+    def choose(self, name: str, versions: Mapping[str, str]) -> str:
+        """Return the version to start with: the one that served last, else the newest not found wanting.
+
+        Args:
+            name: of the model.
+            versions: those there are, and the digests of their files.
+        """
         served, _ = self.serving.get(name, ("", ""))
-        return served if served in versions else max(versions, key=int)
+        if served in versions:
+            return served
+        good = [version for version, files in versions.items() if (name, version, files) not in self.judged]
+        return max(good or versions, key=int)

@@ -79,7 +79,8 @@ def test_after_kill_nine_it_is_known_what_was_promoted(
     )
     assert ask(server, images, expected) == "2"
     until(lambda: states(server)["4"][1] == "on trial: canary")  # not judged, so it is tried again
-    assert states(server)["3"] == ("UNAVAILABLE", "not loaded")  # judged, so it is not
+    assert states(server)["3"][0] == "UNAVAILABLE"  # judged, so it is not
+    assert "golden samples" in states(server)["3"][1]
     found = pushed.history()
     outcomes = [(one.version, one.outcome) for one in found.deployments]
     assert outcomes == [("2", "promoted"), ("3", "refused"), ("4", "interrupted"), ("4", "running")]
@@ -93,9 +94,12 @@ def test_a_version_rolled_back_is_not_tried_again_after_a_restart(
     server = running([pushed.folder], **settings)
     pushed.push("2", lying)
     assert server.post("/v2/repository/models/digits/load").status == 400
+    before = states(server)["2"][1]
+    assert "golden" in before
     server.stop()
     server = running([pushed.folder], **settings, watch_s=0.05)
     time.sleep(0.3)
+    assert states(server)["2"] == ("UNAVAILABLE", before)
     assert ask(server, images, expected) == "1"
     assert len(pushed.history().deployments) == 1
     pushed.push("3")

@@ -235,12 +235,12 @@ class Repository:
 
     async def discard(self, model: Model, reason: str) -> None:
         """Give back a version that will not answer."""
-        self.note(model, "UNAVAILABLE", reason)
+        self.note(model.name, model.version, "UNAVAILABLE", reason)
         await model.close()
 
-    def note(self, model: Model, state: str, reason: str) -> None:
+    def note(self, name: str, version: str, state: str, reason: str) -> None:
         """Say in the index what a version is at."""
-        self._states[model.name, model.version] = (state, reason)
+        self._states[name, version] = (state, reason)
 
     async def unload(self, name: str) -> None:
         """Unload a model; what it was asked before is answered.

@@ -25,12 +25,13 @@ def render(figures: Figures, trouble: str = "") -> RenderableType:
     if trouble:
         parts.append(Text(_printable(trouble), style="bold red"))
     if figures.models:
-        parts += [_models(figures.models), _rates(figures.models), _stages(figures.models)]
-        parts.append(_drift(figures.models))
+        parts += [_models(figures.models), _rates(figures.models)]
     else:
         parts.append(Text("no model is loaded", style="bold red"))
-    if figures.errors:
+    if figures.errors:  # before what may not have room in a small terminal
         parts.append(_errors(figures))
+    if figures.models:
+        parts += [_stages(figures.models), _drift(figures.models)]
     return Group(*(part for one in parts for part in (one, Text())))
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from reskit.errors import ReskitError
 from reskit.journal import Kind
 from reskit.serving.deploying.comparing import AnyAnswer
-from reskit.serving.deploying.known import Known
+from reskit.serving.deploying.known import Known, verdict
 from reskit.serving.deploying.metrics import DeploymentMetrics
 from reskit.serving.deploying.recorder import Recorder
 from reskit.serving.deploying.traffic import Traffic
@@ -69,6 +69,9 @@ class Deployer:
             version = self._known.choose(name, versions)
             self._known.serving[name] = version, versions[version]
             await self._models.install(name, {version: await self._models.prepare(name, version)})
+            for (model, judged, files), reason in self._known.judged.items():
+                if model == name and judged != version and versions.get(judged) == files:
+                    self._models.note(name, judged, "UNAVAILABLE", reason)
         serving = {name: version for name, (version, _) in self._known.serving.items()}
         await self._recorder.append("start", serving=serving)
         self._started = True
@@ -181,14 +184,14 @@ class Deployer:
                     await self._models.discard(model, "not wanted without the others")
                 refused = isinstance(error, ReskitError)
                 reason = str(error) if refused else "the service stopped"
-                self._known.judged.add((name, version, files))
+                self._known.judged[name, version, files] = reason
                 await self._ended("refused" if refused else "cancelled", name, version, number, reason=reason)
                 raise
             if mode == "at-once":
                 await self._promote(name, fresh, files, number, reason="", figures={})
                 return
             trial = self._trials[name] = Trial(fresh[version], mode, self._settings)
-            self._models.note(fresh[version], "LOADING", f"on trial: {mode}")
+            self._models.note(name, version, "LOADING", f"on trial: {mode}")
             self._judging[name] = asyncio.create_task(self._see_through(name, trial, files, number))
 
     async def _see_through(self, name: str, trial: Trial, files: str, number: int) -> None:
@@ -202,10 +205,10 @@ class Deployer:
                 return
             del self._trials[name]
             if outcome == "rolled_back":
-                self._known.judged.add((name, version, files))
+                self._known.judged[name, version, files] = verdict(outcome, reason)
                 _LOG.warning("model %s version %s was rolled back: %s", name, version, reason)
             await self._ended(outcome, name, version, number, reason=reason, figures=figures)
-            await self._models.discard(trial.new, f"{outcome.replace('_', ' ')}: {reason}")
+            await self._models.discard(trial.new, verdict(outcome, reason))
         except ReskitError as error:
             _LOG.error("deployment of model %s version %s: %s", name, version, error)
             if self._trials.pop(name, None) is not None:

@@ -6,7 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from reskit.journal import Event
 
-__all__ = ["Known"]
+__all__ = ["Known", "verdict"]
+
+
+def verdict(outcome: str, reason: str) -> str:
+    """Return why a version does not serve, as the index says it."""
+    return reason if outcome == "refused" else f"{outcome.replace('_', ' ')}: {reason}"
 
 
 class Known:
@@ -18,12 +23,13 @@ class Known:
     Attributes:
         serving: model to the version that serves and the digest of its files; of lives before, the digest
             is empty.
-        judged: model, version and digest of what was refused or rolled back: not tried again by itself.
+        judged: model, version and digest of what was refused or rolled back, with the reason: not tried
+            again by itself.
     """
 
     def __init__(self, events: Sequence[Event] = ()) -> None:
         self.serving: dict[str, tuple[str, str]] = {}
-        self.judged: set[tuple[str, str, str]] = set()
+        self.judged: dict[tuple[str, str, str], str] = {}
         begun: dict[int, str] = {}
         for event in events:
             model, version = event.model or "", event.version or ""
@@ -34,7 +40,8 @@ class Known:
             elif event.kind == "promoted":
                 self.serving[model] = version, ""
             elif event.kind in ("refused", "rolled_back") and event.deployment in begun:
-                self.judged.add((model, version, begun[event.deployment]))
+                reason = verdict(event.kind, event.data.get("reason", ""))
+                self.judged[model, version, begun[event.deployment]] = reason
 
     def choose(self, name: str, versions: Mapping[str, str]) -> str:
         """Return the version to start with: the one that served last, else the newest not found wanting.

@@ -23,6 +23,7 @@ __all__ = [
     "fingerprint",
     "git_commit",
     "machine",
+    "on_x86",
     "return_memory",
     "usable_cores",
     "versions",
@@ -105,6 +106,11 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip()
+
+
+def on_x86() -> bool:
+    """Return whether the processor is an x86 of 64 bits."""
+    return platform.machine().lower() in ("x86_64", "amd64")
 
 
 def usable_cores() -> int:

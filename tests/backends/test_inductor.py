@@ -15,7 +15,8 @@ import pytest
 import torch
 
 import reskit
-from reskit.backends import BACKENDS, Precision, Runner, inductor
+from reskit import environment
+from reskit.backends import BACKENDS, Precision, Runner
 from reskit.backends.servable import describe, servable
 from reskit.bundle import Bundle
 from reskit.errors import BackendError, MissingExtraError
@@ -207,7 +208,7 @@ def test_without_torchao(
 
 
 def test_other_processors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inductor.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(environment.platform, "machine", lambda: "arm64")
     assert BACKEND.unsupported("int8") == "int8 by Inductor is made for x86"
 
 

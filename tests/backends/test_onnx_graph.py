@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from reskit import environment
 from reskit.backends import Metadata, Signature, TensorSpec, onnx_graph
 from reskit.backends.onnx_graph import METADATA_KEY, first_line, int8_overflows, layers, to_onnx
 from reskit.backends.servable import Servable
@@ -102,7 +103,7 @@ def test_a_network_too_large_for_one_file_is_refused(monkeypatch: pytest.MonkeyP
 def test_int8_overflows_where_vnni_is_missing(
     monkeypatch: pytest.MonkeyPatch, machine: str, instructions: list[str], overflows: bool
 ) -> None:
-    monkeypatch.setattr(onnx_graph.platform, "machine", lambda: machine)
+    monkeypatch.setattr(environment.platform, "machine", lambda: machine)
     monkeypatch.setattr(onnx_graph, "fingerprint", lambda: {"instructions": instructions})
     assert int8_overflows() is overflows
 

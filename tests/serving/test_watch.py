@@ -7,6 +7,7 @@ import http.server
 import io
 import json
 import math
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -309,8 +310,24 @@ def test_what_is_no_service_is_told(cli: Callable[..., Any], stub: Callable[...,
 def test_the_port_of_grpc_is_told(cli: Callable[..., Any], shared: Running) -> None:
     ran = cli("watch", f"http://{shared.server.urls['grpc']}", "--once")
     assert (ran.code, ran.out) == (1, "")
-    assert "does not speak HTTP; is that the port of gRPC?" in ran.err
+    assert "it does not speak HTTP; is that the port of gRPC?" in ran.err
     assert ran.err.rstrip("\n").isprintable()
+
+
+def test_a_service_that_hangs_up_does_not_answer(cli: Callable[..., Any]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            connection, _ = server.accept()
+            connection.recv(1 << 16)
+            connection.close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        ran = cli("watch", f"http://127.0.0.1:{server.getsockname()[1]}", "--once")
+        thread.join()
+    assert (ran.code, ran.out) == (1, "")
+    assert "does not answer: Remote end closed connection" in ran.err
 
 
 def test_a_token_goes_nowhere_else(stub: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

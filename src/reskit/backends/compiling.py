@@ -6,12 +6,12 @@ The compiler changes settings and environment of its process, and holds memory t
 from __future__ import annotations
 
 import os
-import platform
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from reskit.backends.base import Precision
+from reskit.environment import on_x86
 
 __all__ = ["OPTIONS", "compile_programs"]
 
@@ -22,7 +22,8 @@ OPTIONS = {
     "aot_inductor.compile_wrapper_opt_level": "Og",  # as fast as O1, what calls the kernels compiles in 3/4
 }
 """What programs depend on besides their network."""
-_X86 = platform.machine().lower() in ("x86_64", "amd64")
+# Any compiler that takes C++20 knows the instructions of x86: trying each takes 5 s of a core.
+_UNTRIED = {"cpp.vec_isa_ok": True} if on_x86() else {}
 _LOUD = ("torch.utils.cpp_extension", "torch._inductor", "torch.export")
 
 
@@ -61,9 +62,7 @@ def compile_programs(
     for batch in batches:
         with (
             tempfile.TemporaryDirectory(dir=cache, prefix=".") as scratch,
-            config.patch({**OPTIONS, "aot_inductor.output_path": scratch}),
-            # Any compiler that takes C++20 knows the instructions of x86: trying each takes 5 s of a core.
-            config.patch({"cpp.vec_isa_ok": True} if _X86 else {}),
+            config.patch({**OPTIONS, **_UNTRIED, "aot_inductor.output_path": scratch}),
             quiet(*_LOUD),
             torch.no_grad(),
         ):

@@ -6,7 +6,6 @@ where it is loaded, and the compiled programs stay in a folder of the user's own
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from reskit.backends.base import BACKENDS, Backend, Metadata, Precision, Runner
 from reskit.backends.eager import TorchRunner, bf16_missing
 from reskit.backends.programs import Programs, compiler_missing
-from reskit.environment import usable_cores
+from reskit.environment import on_x86, usable_cores
 from reskit.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ class _Runner(TorchRunner):
 
 
 def _int8_missing() -> str | None:
-    if platform.machine().lower() not in ("x86_64", "amd64"):
+    if not on_x86():
         return "int8 by Inductor is made for x86"
     return None if find_spec("torchao") else str(MissingExtraError("torchao", "torchao"))
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import platform
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from reskit.backends.base import Metadata
-from reskit.environment import fingerprint
+from reskit.environment import fingerprint, on_x86
 from reskit.errors import BackendError, did_you_mean
 
 if TYPE_CHECKING:
@@ -80,8 +79,7 @@ def int8_overflows() -> bool:
     x86 without VNNI adds two products of 8 bits in 16 and cuts off what does not fit. Source: ONNX Runtime,
     Quantize ONNX models, "When to use reduce-range"; NNCF, `OverflowFix`.
     """
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return x86 and not any("vnni" in flag for flag in fingerprint()["instructions"])
+    return on_x86() and not any("vnni" in flag for flag in fingerprint()["instructions"])
 
 
 def first_line(error: BaseException) -> str:

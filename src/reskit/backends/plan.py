@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
@@ -179,18 +180,15 @@ class Plan(_Part):
             return plan
         raise BackendError(f"{file} is damaged ({reason}); run `reskit optimize` again")
 
-    def check(self, folder: Path, goal: Goal | None = None) -> None:
-        """Hold the files of the engine chosen against the plan.
-
-        Args:
-            folder: where the plan was read from.
-            goal: which choice; the plan's own when absent.
+    def check(self, folder: Path, goals: Iterable[Goal] = GOALS) -> None:
+        """Hold the files of the engines chosen for some goals, each once, against the plan in their folder.
 
         Raises:
             BackendError: a file is missing or altered.
         """
-        file = self.engine(goal).file
-        for name in {file, *(name for name in self.files if Path(name).stem == Path(file).stem)}:
+        chosen = {self.engine(goal).file for goal in goals}
+        stems = {Path(file).stem for file in chosen}
+        for name in chosen | {name for name in self.files if Path(name).stem in stems}:
             if not (folder / name).is_file() or sha256(folder / name) != self.files.get(name):
                 raise BackendError(f"{folder / name} is missing or altered; run `reskit optimize` again")
 
@@ -208,7 +206,7 @@ class Plan(_Part):
         engine = self.engine(goal)
         backend = BACKENDS.get(engine.backend)
         backend.require()
-        self.check(folder, goal)
+        self.check(folder, [goal or self.goal])
         return backend.load(folder / engine.file, threads=engine.threads, streams=engine.streams)
 
 

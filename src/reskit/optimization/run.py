@@ -17,7 +17,7 @@ import numpy as np
 
 import reskit
 from reskit.backends.base import BACKENDS, Backend
-from reskit.backends.plan import GOALS, PLAN, Goal, Machine, Plan, find_plan, plan_folder
+from reskit.backends.plan import PLAN, Goal, Machine, Plan, find_plan, plan_folder
 from reskit.backends.servable import servable
 from reskit.backends.writing import calibration_samples, read_pictures
 from reskit.bundle import Bundle
@@ -197,8 +197,7 @@ def _earlier(bundle: Bundle, goal: Goal, settings: Mapping[str, Any]) -> Optimiz
         if found is None:
             return None
         plan, folder = found
-        for choice in GOALS:
-            plan.check(folder, choice)
+        plan.check(folder)
         known = [BACKENDS.get(name) for name in {engine.backend for engine in plan.engines}]
     except (BackendError, UnknownNameError):
         return None

@@ -144,7 +144,7 @@ class Bucket:
         """Copy the files of a bundle into its folder."""
         assert self._source is not None
         system, root = self._source
-        with atomic_folder(bundle) as staging:
+        with atomic_folder(bundle, instead=ANOTHER_CACHE) as staging:
             for path, tag in files.items():
                 file = staging / path.removeprefix(start)
                 file.parent.mkdir(parents=True, exist_ok=True)

@@ -114,10 +114,9 @@ class Scraper:
                 raise self._refused(error.code) from None
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
+            if type(reason) is http.client.BadStatusLine:  # not its kind for a connection that was closed
+                raise self._foreign("it does not speak HTTP; is that the port of gRPC?") from None
             said = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
-            if isinstance(error, http.client.BadStatusLine | http.client.IncompleteRead):
-                said = "what answers does not speak HTTP; is that the port of gRPC?"
-                raise self._foreign(said) from None
             raise ServiceError(
                 f"{self.url} does not answer: {said}; is `reskit serve` running there?"
             ) from None

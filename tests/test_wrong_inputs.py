@@ -119,7 +119,7 @@ def test_a_wrong_setting(refused: Callable[..., str], setting: str, words: str) 
         ("model.arguments={depths: [0]}", "depths is 0: give a whole number of at least 1"),
         ("model.weights=none.pt", "there is no weights file at none.pt"),
         ("task=classfy", "unknown task 'classfy'; did you mean 'classify'?"),
-        ("data.image_column=photo", "no column 'photo' for the image; known: image, label"),
+        ("data.image_column=photo", "no column 'photo' for the image; known: file, label"),
         ("data.label_column=klass", "no column 'klass' for the label; known: label"),
         ("training.batch_size=400", "training.batch_size 400 is more than the 12 training examples"),
         ("training.keep=best", "data.validation=0.1"),
@@ -155,17 +155,17 @@ def test_data_that_is_not_there(untrained: Callable[..., str], tmp_path: Path) -
 def test_an_empty_folder(untrained: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     line = untrained("--data", tmp_path / "empty")
-    assert line == f"{tmp_path / 'empty'} is empty: expected one sub-folder a class with images in it"
+    assert line == f"{tmp_path / 'empty'} is empty: expected one sub-folder a class with files in it"
 
 
 def test_images_without_class_folders(untrained: Callable[..., str], tmp_path: Path) -> None:
     flat = pictures(tmp_path, {"flat": 3}) / "flat"
-    assert f"{flat} holds 3 images but no class sub-folders: put each class" in untrained("--data", flat)
+    assert f"{flat} holds 3 files but no class sub-folders: put each class" in untrained("--data", flat)
 
 
 def test_one_class(untrained: Callable[..., str], tmp_path: Path) -> None:
     one = pictures(tmp_path / "one", {"cat": 6})
-    assert "the training images have 1 class ('cat'): at least two are needed" in untrained("--data", one)
+    assert "the training examples have 1 class ('cat'): at least two are needed" in untrained("--data", one)
 
 
 def test_a_class_that_is_only_tested(untrained: Callable[..., str], tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_class_that_is_only_tested(untrained: Callable[..., str], tmp_path: Pa
     line = untrained("--data", pictures(tmp_path / "pets", counts))
     assert "class 'emu' appears in split 'test'" in line
     assert "but not in 'train'" in line
-    assert "add training images or remove it" in line
+    assert "add training examples or remove it" in line
 
 
 @pytest.mark.parametrize("damage", ["text", "cut", "empty"])

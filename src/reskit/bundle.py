@@ -128,7 +128,7 @@ class Bundle:
             model: a network of `create_model`; its `architecture` goes into the bundle.
             metrics: figures by split, for the record and the model card.
             provenance: where it came from; versions, machine, time and git commit are added.
-            samples: raw inputs `(N, C, H, W)`, kept for calibration and self-tests.
+            samples: raw input, such as pixels `(N, C, H, W)`, kept for calibration and self-tests.
             golden: how many of the samples are stored with the outputs they give.
 
         Raises:
@@ -266,7 +266,7 @@ def _with_checksum(config: BundleConfig) -> str:
 def _outputs(model: nn.Module, task: Task, samples: Tensor) -> Tensor:
     """Return what `model` answers to raw inputs, in float32 on the CPU."""
     task.normalize.cpu()
-    result: Tensor = model.cpu().eval()(task.inputs({"image": samples}))
+    result: Tensor = model.cpu().eval()(task.inputs({task.raw: samples}))
     return result.float().contiguous()
 
 
@@ -274,8 +274,7 @@ def _card(config: BundleConfig, name: str) -> str:
     """Return the model card in Markdown, with the front matter the Hugging Face Hub reads."""
     task, labels = TASKS.get(config.task["name"]), config.task["labels"]
     shown = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
-    preprocess = config.task["preprocess"]
-    height, width = preprocess["size"]
+    preprocess = task.Input.model_validate(config.task["preprocess"])
     return "\n".join(
         [
             "---",
@@ -289,7 +288,7 @@ def _card(config: BundleConfig, name: str) -> str:
             f" written by {config.library}.",
             "",
             *([f"- Classes ({len(labels)}): {shown}"] if labels else []),
-            f"- Input: {task.pixels}, {preprocess['channels']} channels of {height} x {width} pixels",
+            f"- Input: {task.dtype}, {preprocess.describe()}",
             *_lines("Trained with", config.provenance, ("recipe", "data", "seed", "epochs")),
             "",
             "| split | metric | value |",
@@ -304,7 +303,7 @@ def _card(config: BundleConfig, name: str) -> str:
             "import reskit",
             "",
             f'bundle = reskit.load("{name}")',
-            'print(bundle.predict("photo.png"))',
+            f"print(bundle.predict({task.for_instance!r}))",
             "```",
             "",
         ]

@@ -83,7 +83,7 @@ def train(
     if json:
         _print_json(result.as_dict())
         return
-    _print_metrics(f"{result.split} split", result.metrics)
+    _print_metrics(result.task, f"{result.split} split", result.metrics)
     _print_paths({"bundle": result.bundle, **result.files})
     typer.echo(f"to serve it: {_serving(result.bundle)}")
 
@@ -97,7 +97,7 @@ def evaluate(
         Path | None, typer.Option("--out", metavar="DIR", help="Write report, plots and rows here.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples at once.")] = 256,
-    skip_corrupt: Annotated[bool, typer.Option(help="Leave out images that cannot be read.")] = False,
+    skip_corrupt: Annotated[bool, typer.Option(help="Leave out examples that cannot be read.")] = False,
     engine: Engine = "eager",
     json: Json = False,
     debug: Debug = False,
@@ -117,7 +117,9 @@ def evaluate(
     if json:
         _print_json(result.as_dict())
         return
-    _print_metrics(f"{result.split} split, {len(result.examples['index'])} examples", result.metrics)
+    _print_metrics(
+        result.task, f"{result.split} split, {len(result.examples['index'])} examples", result.metrics
+    )
     _print_paths(result.files)
 
 
@@ -544,7 +546,7 @@ def lesion(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Write figures and plot here.")
     ] = None,
-    skip_corrupt: Annotated[bool, typer.Option(help="Leave out images that cannot be read.")] = False,
+    skip_corrupt: Annotated[bool, typer.Option(help="Leave out examples that cannot be read.")] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -639,19 +641,22 @@ def compare(
 @app.command()
 def models(
     pattern: Annotated[str, typer.Argument(help="A shell pattern, such as '*resnet*'.")] = "*",
+    task: Annotated[str | None, typer.Option(help="Only those made for this task.")] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """List the networks, their parameters and sources."""
-    from reskit.models import MODELS
+    from reskit.models import MODELS, list_models
 
-    entries = [MODELS.get(name) for name in MODELS.names(pattern)]
+    entries = [MODELS.get(name) for name in list_models(pattern, task=task)]
     if not entries:
-        raise ReskitError(f"no model matches {pattern!r}; `reskit models` lists all {len(MODELS)}")
+        wanted = f"model for the task {task!r}" if task else "model"
+        raise ReskitError(f"no {wanted} matches {pattern!r}; `reskit models` lists all {len(MODELS)}")
     rows = [
         {
             "name": entry.name,
             "parameters": entry.parameters,
+            "task": entry.task,
             "classes": entry.num_classes,
             "input": "x".join(map(str, entry.input_size)),
             "paper": entry.paper,
@@ -742,10 +747,10 @@ def _print_json(document: Any) -> None:
     typer.echo(to_json(document), nl=False)
 
 
-def _print_metrics(title: str, metrics: dict[str, float]) -> None:
+def _print_metrics(task: str, title: str, metrics: dict[str, float]) -> None:
     from reskit.evaluation.report import metrics_table
 
-    _console().print(metrics_table(metrics, title))
+    _console().print(metrics_table(task, metrics, title))
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:

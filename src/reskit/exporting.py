@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from reskit.backends import BACKENDS, Backend, Precision
 from reskit.backends.writing import read_pictures, write_checked
 from reskit.bundle import Bundle
+from reskit.data import ImagePreprocess
 from reskit.errors import ConfigError, OutputError, UnknownNameError
 from reskit.files import atomic_file
 from reskit.weights import trace, write_keras_h5
@@ -118,6 +119,8 @@ def _torch(bundle: Bundle, path: Path) -> None:
 def _keras_h5(bundle: Bundle, path: Path) -> None:
     """Write a whole Keras model, its weights in it."""
     preprocess = bundle.task.preprocess
+    if not isinstance(preprocess, ImagePreprocess):
+        raise ConfigError(f"keras-h5 is for networks for images; {bundle.path} takes a {bundle.task.takes}")
     graph = trace(bundle.model, (preprocess.channels, *preprocess.size))
     write_keras_h5(graph, path, name=str(bundle.model.architecture["name"]))
 

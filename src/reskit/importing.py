@@ -114,6 +114,11 @@ def import_bundle(
     network = imported.model
     made_for = MODELS.get(network.architecture["name"]).task
     kind, settings = asked or _Asked.of(made_for if made_for in TASKS else Classify.name, {})
+    if kind.takes != "image":
+        raise ConfigError(
+            f"import makes bundles that take images; weights for the task {kind.name} are where training"
+            " starts: reskit train --weights"
+        )
     if not network.num_classes and kind is Classify:
         raise WeightsError(
             f"{checkpoint.source}: the network has no classes to tell apart (it gives {network.num_features}"
@@ -141,7 +146,7 @@ def import_bundle(
                 "report": imported.report.as_dict(),
             }
         },
-        samples=_noise(preprocess).to(getattr(torch, kind.pixels)),
+        samples=_noise(preprocess).to(getattr(torch, kind.dtype)),
     )
     return bundle, imported
 
@@ -220,5 +225,5 @@ def _to_rgb(network: Backbone, preprocess: ImagePreprocess) -> ImagePreprocess:
 def _noise(preprocess: ImagePreprocess) -> Tensor:
     """Return seeded noise for self-tests, uint8 `(N, C, H, W)`: files of weights bring no pictures along."""
     generator = torch.Generator().manual_seed(0)
-    shape = (_SAMPLES, preprocess.channels, *preprocess.size)
+    shape = (_SAMPLES, *preprocess.shape)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)

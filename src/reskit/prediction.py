@@ -22,7 +22,7 @@ from reskit.backends.answers import Answers, answers
 from reskit.bundle import Bundle
 from reskit.errors import ConfigError, DataError
 from reskit.files import atomic_file, to_json, write_text, writing
-from reskit.inputs import FoundImage, find_images
+from reskit.inputs import Found
 from reskit.tasks import Task
 
 if TYPE_CHECKING:
@@ -247,13 +247,13 @@ def predict_rows(
         raise ConfigError(f"batch_size is {batch_size!r}: give a whole number of at least 1")
     if not isinstance(bundle, Bundle):
         bundle = Bundle.load(bundle)
-    entries = find_images(inputs, bundle.task.preprocess.channels, recursive)
+    entries = bundle.task.find(inputs, recursive)
     folder = None if save is None else Path(save)
     return _rows(bundle.task, entries, answers(bundle, engine), batch_size, folder)
 
 
 def _rows(
-    task: Task, entries: Iterator[FoundImage], answer: Answers, batch_size: int, folder: Path | None
+    task: Task, entries: Iterator[Found], answer: Answers, batch_size: int, folder: Path | None
 ) -> Iterator[dict[str, Any]]:
     taken: set[str] = set()
     while batch := list(islice(entries, batch_size)):
@@ -274,7 +274,7 @@ def _rows(
             yield row
 
 
-def _read(task: Task, entry: FoundImage) -> Tensor | str:
+def _read(task: Task, entry: Found) -> Tensor | str:
     """Return the image, uint8 `(C, h, w)`, or why it cannot be read."""
     if entry.error is not None:
         return entry.error

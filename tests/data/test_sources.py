@@ -109,7 +109,7 @@ def test_hidden_files_are_ignored_and_strangers_noted(make_folder: Make) -> None
     info = open_source(root).describe()
     assert info.splits["train"].count == 4
     assert len(info.notes) == 2
-    assert any("1 files that are not images" in note and "notes.txt" in note for note in info.notes)
+    assert any("1 files of other kinds" in note and "notes.txt" in note for note in info.notes)
     assert any("'extra'" in note for note in info.notes)
 
 
@@ -163,11 +163,9 @@ def test_one_parquet_file_with_odd_columns(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"which column holds the image: found thing, kind.*image_column"):
         open_source(tmp_path / "x.parquet", cache_dir=tmp_path / "c")
     with pytest.raises(DataError, match=r"no column 'knd'.*did you mean 'kind'"):
-        open_source(
-            tmp_path / "x.parquet", image_column="thing", label_column="knd", cache_dir=tmp_path / "c"
-        )
+        open_source(tmp_path / "x.parquet", column="thing", label_column="knd", cache_dir=tmp_path / "c")
     source = open_source(
-        tmp_path / "x.parquet", image_column="thing", label_column="kind", cache_dir=tmp_path / "c"
+        tmp_path / "x.parquet", column="thing", label_column="kind", cache_dir=tmp_path / "c"
     )
     assert source.classes == ["9", "10", "20"]
     assert len(source["train"]) == 3
@@ -193,7 +191,7 @@ def test_csv_with_paths_relative_to_it(make_folder: Make) -> None:
         ("file,label\nfiles/000.png\n", "line 2 does not have the columns"),
         ("file,label\n", "no rows below its header"),
         ("file,label\nfiles/000.png,a\nfiles/001.png,a\n", "1 class"),
-        ("file,label\nfiles/000.png,a\nfiles/001.png,b\nfiles/002.png,b\n", "class 'a' has one image"),
+        ("file,label\nfiles/000.png,a\nfiles/001.png,b\nfiles/002.png,b\n", "class 'a' has one example"),
         ("file,label,split\nfiles/000.png,a,train\nfiles/001.png,b,later\n", "'later'"),
         ("file,label,split\nfiles/000.png,a,test\nfiles/001.png,b,val\n", "no 'train'"),
     ],
@@ -306,7 +304,7 @@ def test_wrong_places(tmp_path: Path, make_folder: Make) -> None:
     with pytest.raises(DataError, match=r"cannot tell what .* is; looked for .*Parquet|\.parquet"):
         open_source(tmp_path / "x.xyz")
     flat = make_folder({"flat": 2}) / "flat"
-    with pytest.raises(DataError, match="2 images but no class sub-folders"):
+    with pytest.raises(DataError, match="2 files but no class sub-folders"):
         open_source(flat)
     with pytest.raises(DataError, match=r"1 class \('a'\)"):
         open_source(make_folder({"a": 3}, name="single"))
@@ -399,7 +397,7 @@ def test_a_new_kind_is_one_entry(make_folder: Make) -> None:
         looks_like="the word twins",
         order=1,
         matches=lambda location: location == "twins",
-        open=lambda location, cache: Found(
+        open=lambda location, cache, suffixes: Found(
             {"train": datasets.Dataset.from_dict({"image": ["a"] * 4, "label": [0, 1, 0, 1]})}, root=folder
         ),
     )

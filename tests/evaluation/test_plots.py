@@ -13,7 +13,7 @@ from PIL import Image
 
 from reskit import plots
 from reskit.errors import OutputError
-from reskit.tasks.classify import CALIBRATION_BINS, _reliability
+from reskit.tasks.labelled import CALIBRATION_BINS, _reliability
 
 HOSTILE = ["$x_1$ and $", "猫\n犬", "long " * 40, "", r"\frac{", "a\tb\x1b", "\U0001f600"]
 

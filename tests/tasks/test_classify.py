@@ -17,7 +17,7 @@ from reskit.data import DataInfo, ImagePreprocess
 from reskit.data.info import ImageSizes, SplitInfo
 from reskit.recipes import load_recipe
 from reskit.tasks import TASKS, Classify, Task
-from reskit.tasks.classify import CALIBRATION_BINS
+from reskit.tasks.labelled import CALIBRATION_BINS
 
 LABELS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
 PREPROCESS = ImagePreprocess(size=(8, 8), channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from reskit.backends.base import Runner
 from reskit.backends.plan import GOALS, Engine, find_plan, other_machines, plan_time
-from reskit.backends.servable import INPUT, OUTPUT
 from reskit.errors import BackendError, ConfigError
 
 if TYPE_CHECKING:
@@ -72,8 +71,8 @@ def planned(bundle: Bundle, engine: str = "auto") -> tuple[Runner, Engine]:
 def _planned(bundle: Bundle, engine: str) -> Answers:
     runner, _ = planned(bundle, engine)
 
-    def answer(pixels: Tensor) -> Tensor:
-        return torch.from_numpy(runner.run({INPUT: pixels.contiguous().numpy()})[OUTPUT])
+    def answer(raw: Tensor) -> Tensor:
+        return torch.from_numpy(runner.answer(raw.contiguous().numpy()))
 
     return answer
 
@@ -83,10 +82,10 @@ def _eager(bundle: Bundle) -> Answers:
     model, task = bundle.model, bundle.task  # the bundle itself would be kept by what is remembered of it
 
     @torch.inference_mode()
-    def answer(pixels: Tensor) -> Tensor:
+    def answer(raw: Tensor) -> Tensor:
         model.to(device)
         task.normalize.to(device)
-        outputs: Tensor = model(task.inputs({"image": pixels.to(device)}))
+        outputs: Tensor = model(task.inputs({task.raw: raw.to(device)}))
         return outputs.float().cpu()
 
     return answer

@@ -150,6 +150,11 @@ class Runner(ABC):
         self.signature.check(inputs)
         return self._run(inputs)
 
+    def answer(self, raw: np.ndarray) -> np.ndarray:
+        """Return the one output of a network that has one input; errors as `run`."""
+        (given,), (said,) = self.signature.inputs, self.signature.outputs
+        return self.run({given.name: raw})[said.name]
+
     @abstractmethod
     def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the outputs of inputs that fit; may be called from several threads at once."""
@@ -231,11 +236,11 @@ class Backend(ABC):
         """Write a network to the file `path` in `metadata.precision`.
 
         Args:
-            model: pixels to outputs, on the CPU, in evaluation mode; not altered.
+            model: raw input to outputs, on the CPU, in evaluation mode; not altered.
             path: a file that is not there yet, its name ending in `suffix`; its folder exists. Files beside
                 it carry the same stem.
             metadata: goes into the file.
-            samples: raw ``(N, C, H, W)`` of the training data, to calibrate int8 with.
+            samples: raw input ``(N, ...)`` of the training data, to calibrate int8 with.
             keep: names of modules of `model` that int8 leaves in higher precision.
 
         Raises:

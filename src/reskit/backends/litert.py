@@ -139,7 +139,9 @@ def _converted(model: Servable, metadata: Metadata) -> bytes:
         with quiet("torch.utils._pytree"):
             import litert_torch
 
-            program = litert_torch.convert(model, sample_kwargs={spec.name: spec.zeros(1)})
+            from reskit.backends.servable import Named
+
+            program = litert_torch.convert(Named(model), sample_kwargs={spec.name: spec.zeros(1)})
             converted: bytes = program.model_content()
     except Exception as error:  # the converter has no base class of its own for what it cannot do
         raise BackendError(f"{metadata.model} cannot be written for LiteRT: {first_line(error)}") from error

@@ -1,4 +1,4 @@
-"""The one graph that every backend writes: from pixels to outputs."""
+"""The one graph that every backend writes: from raw input to outputs."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from reskit.backends.base import Metadata, Precision, Signature, TensorSpec
 if TYPE_CHECKING:
     from reskit.bundle import Bundle
 
-__all__ = ["INPUT", "OUTPUT", "Servable", "describe", "folded", "servable"]
+__all__ = ["OUTPUT", "Named", "Servable", "describe", "folded", "servable"]
 
-INPUT, OUTPUT = "image", "output"
+OUTPUT = "output"
 
 
 class Servable(nn.Module):
-    """A network with its preprocessing: raw pixels `(N, C, H, W)` to float32 outputs.
+    """A network with its preprocessing: raw input, such as pixels `(N, C, H, W)`, to float32 outputs.
 
-    Scaling an image to `(H, W)` stays outside, normalising is inside, so whoever runs the file cannot
-    normalise otherwise than training did.
+    Reading an example stays outside, normalising is inside, so whoever runs the file cannot normalise
+    otherwise than training did.
 
     Args:
-        normalize: pixels to normalised values.
+        normalize: raw input to normalised values.
         model: normalised values to outputs.
     """
 
@@ -36,10 +36,28 @@ class Servable(nn.Module):
         self.normalize = normalize
         self.model = model
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Return the outputs of pixels."""
-        outputs: Tensor = self.model(self.normalize(image))
+    def forward(self, raw: Tensor) -> Tensor:
+        """Return the outputs of raw input."""
+        outputs: Tensor = self.model(self.normalize(raw))
         return outputs.float()
+
+
+class Named(nn.Module):
+    """A network whose input has whatever name it is given by, for who writes that down.
+
+    Args:
+        model: the network.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """Return the outputs of the one input."""
+        (raw,) = inputs.values()
+        outputs: Tensor = self.model(raw)
+        return outputs
 
 
 def servable(bundle: Bundle) -> Servable:
@@ -63,19 +81,19 @@ def folded(network: nn.Module) -> nn.Module:
 
 def describe(bundle: Bundle, backend: str, precision: Precision) -> Metadata:
     """Return what an exported file says of itself."""
-    task, preprocess = bundle.task, bundle.task.preprocess
-    pixels = TensorSpec(name=INPUT, dtype=task.pixels, shape=(None, preprocess.channels, *preprocess.size))
+    task = bundle.task
+    raw = TensorSpec(name=task.raw, dtype=task.dtype, shape=(None, *task.preprocess.shape))
     # As it is, not folded: tracing changes every module of the process while it lasts, and others may run.
     device = next(bundle.model.parameters()).device
     with torch.no_grad():
-        outputs = bundle.model(task.normalize.to(device)(pixels.zeros(1, str(device))))
+        outputs = bundle.model(task.normalize.to(device)(raw.zeros(1, str(device))))
     return Metadata(
         backend=backend,
         precision=precision,
         model=str(bundle.model.architecture["name"]),
         task=task.config(),
         signature=Signature(
-            inputs=(pixels,),
+            inputs=(raw,),
             outputs=(TensorSpec(name=OUTPUT, dtype="float32", shape=(None, *outputs.shape[1:])),),
         ),
         bundle=bundle.config.checksum(),

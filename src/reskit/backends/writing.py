@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from reskit.backends.base import Backend, Metadata, Precision
-from reskit.backends.servable import INPUT, OUTPUT, Servable, describe, servable
+from reskit.backends.servable import Servable, describe, servable
 from reskit.errors import BackendError, ConfigError
 from reskit.files import writing
-from reskit.inputs import find_images
 
 if TYPE_CHECKING:
     from reskit.bundle import Bundle
@@ -193,7 +192,7 @@ def read_pictures(bundle: Bundle, where: str | Path) -> Tensor:
     Raises:
         DataError: there is none, or one cannot be read.
     """
-    found = list(find_images(where, bundle.task.preprocess.channels, recursive=True))
+    found = list(bundle.task.find(where, recursive=True))
     return torch.stack([bundle.task.sample(entry.item) for entry in found])
 
 
@@ -206,7 +205,7 @@ def _differences(backend: Backend, path: Path, model: Servable, samples: np.ndar
     with backend.load(path) as runner, torch.inference_mode():
         differences = {}
         for batch in PARITY_BATCHES:
-            pixels = np.ascontiguousarray(np.resize(samples, (batch, *samples.shape[1:])))
-            found = runner.run({INPUT: pixels})[OUTPUT]
-            differences[batch] = largest_difference(found, model(torch.from_numpy(pixels)).numpy())
+            raw = np.ascontiguousarray(np.resize(samples, (batch, *samples.shape[1:])))
+            found = runner.answer(raw)
+            differences[batch] = largest_difference(found, model(torch.from_numpy(raw)).numpy())
         return differences

@@ -181,8 +181,7 @@ def _weighted(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _shape(bundle: Bundle, batch: int) -> tuple[int, ...]:
-    preprocess = bundle.task.preprocess
-    return (batch, preprocess.channels, *preprocess.size)
+    return (batch, *bundle.task.preprocess.shape)
 
 
 def _work(bundle: Bundle) -> dict[str, _Work]:

@@ -23,6 +23,7 @@ from reskit.benchmarking.report import BenchReport, Row
 from reskit.benchmarking.roofline import LayerTime, layers_of_eager, layers_of_openvino
 from reskit.benchmarking.subject import Subject
 from reskit.bundle import Bundle
+from reskit.data import ImagePreprocess
 from reskit.environment import machine, usable_cores, versions
 from reskit.errors import ConfigError
 from reskit.models.summary import model_summary
@@ -139,6 +140,8 @@ def bench(
 
 def _input_shape(bundle: Bundle) -> tuple[int, int, int]:
     preprocess = bundle.task.preprocess
+    if not isinstance(preprocess, ImagePreprocess):
+        raise ConfigError(f"bench compares networks for images; {bundle.path} takes a {bundle.task.takes}")
     return (preprocess.channels, *preprocess.size)
 
 

@@ -1,4 +1,4 @@
-"""Labelled images: where they come from, how they are read, varied and handed to a network.
+"""Labelled examples: where they come from, how they are read, varied and handed to a network.
 
 Names are loaded on first use, so that settings can be read without torch or datasets.
 """
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from reskit.data.kinds import SOURCES, Found, SourceKind
     from reskit.data.loading import EpochSampler, MemoryImages, StreamImages, choose_mode, make_loader
     from reskit.data.memory import DecodedSplit, decode_split
+    from reskit.data.preprocess import Preprocess
     from reskit.data.sources import Source, open_source
     from reskit.data.split import LabelledSplit, OnCorrupt, Split
     from reskit.data.transforms import (
@@ -39,6 +40,7 @@ __all__ = [
     "MemoryImages",
     "Normalize",
     "OnCorrupt",
+    "Preprocess",
     "Source",
     "SourceKind",
     "Split",
@@ -65,6 +67,7 @@ _HOME = {
     "make_loader": "loading",
     "DecodedSplit": "memory",
     "decode_split": "memory",
+    "Preprocess": "preprocess",
     "Source": "sources",
     "open_source": "sources",
     "LabelledSplit": "split",

@@ -194,7 +194,7 @@ def _splits(
         splits[name] = BoxSplit(
             name,
             table,
-            image_column="image",
+            column="image",
             classes=classes,
             root=root,
             on_corrupt=data.on_corrupt,

@@ -74,7 +74,7 @@ def _to_draw_by_class(data: DataConfig) -> bool:
 
 def _classes_of(split: Split) -> list[str | None]:
     """Return the sub-folder of the split that each row lies in; None for a row that lies in none."""
-    names: list[str] = split.dataset[split.image_column][:]
+    names: list[str] = split.dataset[split.column][:]
     return [_class_of(PurePosixPath(name)) for name in names]
 
 
@@ -91,7 +91,7 @@ def _labelled(split: Split, classes: list[str | None], names: list[str]) -> Labe
     return LabelledSplit(
         split.name,
         split.dataset,
-        image_column=split.image_column,
+        column=split.column,
         classes=names,
         root=split.root,
         on_corrupt=split.on_corrupt,

@@ -17,6 +17,11 @@ class DataConfig(BaseModel):
     path: str | None = Field(None, description="file, folder or Hub name; the embedded digits when absent")
     test: str | None = Field(None, description="another place, all of which is held out; not for classify")
     image_column: str | None = None
+    recording_column: str | None = None
+    text_column: str | None = None
+    columns: tuple[str, ...] | None = Field(
+        None, description="of a table, what is known of a row; all but the label when absent"
+    )
     label_column: str | None = None
     on_corrupt: Literal["refuse", "skip"] = "refuse"
     holdout: float = Field(0.2, gt=0, lt=1, description="share held out when the data has one split only")
@@ -28,3 +33,13 @@ class DataConfig(BaseModel):
     workers: int | None = Field(
         None, ge=0, description="loader processes; chosen from the machine when absent"
     )
+
+    def column_of(self, what: str) -> str | tuple[str, ...] | None:
+        """Return the column that holds the examples, an ``image`` or something else, where it is said."""
+        known = {
+            "image": self.image_column,
+            "recording": self.recording_column,
+            "text": self.text_column,
+            "row": self.columns,
+        }
+        return known.get(what)

@@ -1,4 +1,4 @@
-"""Which column holds the image and which the label, and labels as class indices."""
+"""Which column holds the examples and which the label, and labels as class indices."""
 
 from __future__ import annotations
 
@@ -12,42 +12,43 @@ import numpy.typing as npt
 
 from reskit.errors import DataError, did_you_mean
 
-__all__ = ["Labels", "encode_labels", "guess_columns", "stratified_holdout"]
+__all__ = ["Labels", "encode_labels", "guess_label", "pick_column", "stratified_holdout"]
 
 Labels = npt.NDArray[np.int64]
 
-_IMAGE_NAMES = (
-    *("image", "img", "pixels", "picture", "photo", "jpg", "jpeg", "png", "webp", "bmp", "image_path"),
-    *("img_path", "image_file", "filename", "file_name", "filepath", "file_path", "file", "path"),
-)
 _LABEL_NAMES = (
     *("label", "labels", "class", "target", "fine_label", "class_name", "class_id", "category", "cls"),
-    *("label_name", "target_class", "y", "digit"),
+    *("label_name", "target_class", "y", "digit", "sentiment", "intent"),
 )
 
 
-def guess_columns(
-    features: datasets.Features, image_column: str | None = None, label_column: str | None = None
-) -> tuple[str, str]:
-    """Return the names of the image column and of the label column.
+def guess_label(features: Mapping[str, Any], given: str | None = None) -> str:
+    """Return the name of the label column; see `pick_column`."""
+    return pick_column("label", features, given, datasets.ClassLabel, _LABEL_NAMES)
 
-    A name that was given is used; else the one column of type Image (or ClassLabel), else the first usual
-    name among the columns.
+
+def pick_column(
+    what: str, features: Mapping[str, Any], given: str | None, kind: type | None, usual: Sequence[str]
+) -> str:
+    """Return the name of a column.
+
+    A name that was given is used; else the one column of a type, else the first usual name among the columns.
+
+    Args:
+        what: it holds, for people.
+        features: the columns to choose from, by name.
+        given: the name, where it is known.
+        kind: the type, where there is one.
+        usual: names in lower case, the most telling first.
 
     Raises:
         DataError: a given column is not there, or none fits.
     """
-    image = _pick("image", features, image_column, datasets.Image, _IMAGE_NAMES)
-    rest = {name: feature for name, feature in features.items() if name != image}
-    return image, _pick("label", rest, label_column, datasets.ClassLabel, _LABEL_NAMES)
-
-
-def _pick(what: str, features: Mapping[str, Any], given: str | None, kind: type, usual: Sequence[str]) -> str:
     if given is not None:
         if given not in features:
             raise DataError(f"no column {given!r} for the {what}{did_you_mean(given, features)}")
         return given
-    typed = [name for name, feature in features.items() if isinstance(feature, kind)]
+    typed = [name for name, feature in features.items() if kind and isinstance(feature, kind)]
     if len(typed) == 1:
         return typed[0]
     lowered = {name.lower(): name for name in (typed or features)}
@@ -112,7 +113,7 @@ def _plain(value: Any, split: str, row: int) -> int | str:
     if not isinstance(value, int | str):
         raise DataError(f"split {split!r} row {row} has the label {value!r}; expected an integer or a name")
     if isinstance(value, int) and value < 0:
-        raise DataError(f"split {split!r} row {row} has the negative label {value}: unlabelled images?")
+        raise DataError(f"split {split!r} row {row} has the negative label {value}: is it unlabelled?")
     return value
 
 
@@ -128,7 +129,7 @@ def _known(value: int | str, index: Mapping[int | str, int], split: str, row: in
     if value not in index:
         raise DataError(
             f"class {str(value)!r} appears in split {split!r} (row {row}) but not in 'train': a network "
-            "cannot learn it; add training images or remove it"
+            "cannot learn it; add training examples or remove it"
         )
     return index[value]
 
@@ -151,7 +152,7 @@ def _check_classes(names: Sequence[str], coded: Mapping[str, Labels]) -> None:
             _known(names[label], {}, split, row)
     if len(train) < 2:
         only = f" ({names[next(iter(train))]!r})" if train else ""
-        raise DataError(f"the training images have {len(train)} class{only}: at least two are needed")
+        raise DataError(f"the training examples have {len(train)} class{only}: at least two are needed")
 
 
 def stratified_holdout(
@@ -161,7 +162,7 @@ def stratified_holdout(
 
     Args:
         labels: class indices ``(N,)``.
-        fraction: part to hold out, between 0 and 1; at least one image of each class goes to each side.
+        fraction: part to hold out, between 0 and 1; at least one of each class goes to each side.
         seed: of the draw.
         names: class names, for the message.
 
@@ -169,7 +170,7 @@ def stratified_holdout(
         sorted row numbers kept, and held out.
 
     Raises:
-        DataError: `fraction` is not inside (0, 1), or a class has fewer than two images.
+        DataError: `fraction` is not inside (0, 1), or a class has fewer than two.
     """
     if not 0 < fraction < 1:
         raise DataError(f"holdout must lie between 0 and 1, got {fraction}")
@@ -179,7 +180,7 @@ def stratified_holdout(
         rows = np.flatnonzero(labels == label)
         if len(rows) < 2:
             raise DataError(
-                f"class {names[label]!r} has one image: two are needed to hold one out; add images, or give "
+                f"class {names[label]!r} has one example: two are needed to hold one out; add some, or give "
                 "a test split of your own"
             )
         count = min(max(round(len(rows) * fraction), 1), len(rows) - 1)

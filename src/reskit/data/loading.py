@@ -8,8 +8,9 @@ copies in worker processes, never hold an epoch that could go stale.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, TypeVar
 
 import psutil  # type: ignore[import-untyped]
 import torch
@@ -22,6 +23,7 @@ from reskit.data.augment import Augment
 from reskit.data.batch_augment import augment_batch, draw_boxes
 from reskit.data.info import DataInfo
 from reskit.data.memory import decode_split, processors, verify_split
+from reskit.data.preprocess import Preprocess
 from reskit.data.seeds import derive_seed
 from reskit.data.split import Split
 from reskit.data.transforms import ImagePreprocess
@@ -39,6 +41,7 @@ __all__ = [
 ]
 
 Mode = Literal["memory", "stream"]
+_Kept = TypeVar("_Kept", bound=Preprocess)
 _MEMORY_SHARE = 0.25
 _MEMORY_LIMIT = 4 * 2**30
 _POLICIES = {"trivial": v2.TrivialAugmentWide, "rand": v2.RandAugment}
@@ -204,7 +207,7 @@ class StreamImages(Dataset[Batch]):
 
 def choose_mode(
     info: DataInfo,
-    preprocess: ImagePreprocess,
+    preprocess: Preprocess,
     *,
     augment: Augment | None = None,
     budget_bytes: int | None = None,
@@ -221,16 +224,16 @@ def choose_mode(
         the mode, and the reason in one line.
     """
     if augment is not None and not augment.vectorised:
-        return "stream", f"images are streamed: augment.auto={augment.auto!r} works image by image"
+        return "stream", f"examples are streamed: augment.auto={augment.auto!r} works image by image"
     if budget_bytes is None:
         budget_bytes = min(int(psutil.virtual_memory().available * _MEMORY_SHARE), _MEMORY_LIMIT)
     stored = _stored(preprocess, augment)
     count = sum(split.count for split in info.splits.values())
-    needed = count * stored.size[0] * stored.size[1] * stored.channels
-    sizes = f"{count:,} images decoded take {needed / 2**20:,.0f} of {budget_bytes / 2**20:,.0f} MiB allowed"
+    needed = count * math.prod(stored.shape)
+    sizes = f"{count:,} examples take {needed / 2**20:,.0f} of {budget_bytes / 2**20:,.0f} MiB allowed"
     if needed <= budget_bytes:
-        return "memory", f"images are kept in memory: {sizes}"
-    return "stream", f"images are streamed: {sizes}"
+        return "memory", f"examples are kept in memory: {sizes}"
+    return "stream", f"examples are streamed: {sizes}"
 
 
 def make_loader(
@@ -328,6 +331,8 @@ def one_thread(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _stored(preprocess: ImagePreprocess, augment: Augment | None) -> ImagePreprocess:
+def _stored(preprocess: _Kept, augment: Augment | None) -> _Kept:
     """Return how images are kept in memory: with a margin where a random resized crop will cut from them."""
-    return preprocess.enlarged() if augment is not None and augment.random_resized_crop else preprocess
+    if isinstance(preprocess, ImagePreprocess) and augment is not None and augment.random_resized_crop:
+        return preprocess.enlarged()
+    return preprocess

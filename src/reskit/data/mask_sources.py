@@ -11,10 +11,10 @@ from typing import NamedTuple
 import datasets
 
 from reskit.data.coco_masks import CocoMasks, annotation_files, open_coco_masks
+from reskit.data.column import IMAGES
 from reskit.data.config import DataConfig
 from reskit.data.kinds import SOURCES
 from reskit.data.kinds.base import IMAGE_SUFFIXES, split_alias
-from reskit.data.labels import guess_columns
 from reskit.data.masks import MaskReader, MaskSplit, PictureMasks, count_values, infer_coding
 from reskit.data.pictures import divide
 from reskit.data.sources import Source, kind_of
@@ -102,7 +102,7 @@ def open_masks(data: DataConfig, *, seed: int) -> Source:
         name: MaskSplit(
             name,
             table,
-            image_column="image",
+            column="image",
             root=roots[name],
             on_corrupt=data.on_corrupt,
             masks=masks[name],
@@ -116,7 +116,7 @@ def open_masks(data: DataConfig, *, seed: int) -> Source:
 def _reader(found: Masked, name: str, table: datasets.Dataset, root: Path | None) -> MaskReader:
     if found.coco:
         return CocoMasks(table["mask"], root)
-    return PictureMasks(Split(name, table, image_column="mask", root=root))
+    return PictureMasks(Split(name, table, column="mask", root=root))
 
 
 def _open(place: str, data: DataConfig) -> Masked:
@@ -132,7 +132,7 @@ def _open(place: str, data: DataConfig) -> Masked:
         columns = {"image": "image", "mask": "mask"}
         title = "folders of images and masks"
         return Masked("masks", title, tables, path, columns, _class_names(path), notes)
-    opened = SOURCES.get(kind).open(str(path) if path.exists() else place, None)
+    opened = SOURCES.get(kind).open(str(path) if path.exists() else place, None, IMAGE_SUFFIXES)
     tables = {name: table for name, table in opened.splits.items() if len(table)}
     if not tables:
         raise DataError(f"{place} holds no rows")
@@ -168,7 +168,7 @@ def _columns(features: datasets.Features, data: DataConfig) -> tuple[str, str]:
     others = datasets.Features({name: kind for name, kind in features.items() if name != mask})
     if data.image_column is None and len(others) == 1:
         return next(iter(others)), mask
-    image, _ = guess_columns(
+    image, _ = IMAGES.choose(
         datasets.Features({**others, mask: features[mask]}), data.image_column or _image_column(others), mask
     )
     return image, mask

@@ -49,7 +49,7 @@ def open_pictures(data: DataConfig, *, seed: int) -> Source:
     }
     tables = divide(tables, data, seed=seed, notes=notes)
     splits = {
-        name: Split(name, table, image_column="image", root=roots.get(name, root), on_corrupt=data.on_corrupt)
+        name: Split(name, table, column="image", root=roots.get(name, root), on_corrupt=data.on_corrupt)
         for name, table in tables.items()
     }
     return Source("pictures", str(root), splits, {"image": "image"}, notes, title="folder of pictures")

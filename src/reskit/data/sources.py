@@ -1,20 +1,20 @@
-"""One door to images, wherever they lie, and the labels that come with them."""
+"""One door to examples, wherever they lie, and the labels that come with them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import datasets
-import numpy as np
 
+from reskit.data.column import IMAGES, Column
 from reskit.data.config import DataConfig
-from reskit.data.info import DataInfo, ImageSizes, SplitInfo
+from reskit.data.info import DataInfo, SplitInfo
 from reskit.data.kinds import SOURCES, Found
-from reskit.data.labels import Labels, encode_labels, guess_columns, stratified_holdout
+from reskit.data.labels import Labels, encode_labels, stratified_holdout
 from reskit.data.seeds import derive_seed
-from reskit.data.split import LabelledSplit, OnCorrupt, Split
+from reskit.data.split import OnCorrupt, Split
 from reskit.errors import DataError
 
 __all__ = ["Source", "kind_of", "open_labelled", "open_source"]
@@ -23,7 +23,7 @@ _ORDER = ("train", "validation", "test")
 
 
 class Source:
-    """Images in splits, and what is known of each.
+    """Examples in splits, and what is known of each.
 
     Attributes:
         kind: name of the kind of place.
@@ -31,7 +31,7 @@ class Source:
         location: where it was opened from.
         classes: class names; labels are indices into them.
         splits: by name: ``train`` and at least one of ``validation`` and ``test``.
-        columns: which column is the ``image`` and which the ``label`` or another target.
+        columns: which column holds the examples and which the ``label`` or another target.
         notes: what was left aside or decided, in words.
     """
 
@@ -65,21 +65,18 @@ class Source:
 
     @property
     def fingerprint(self) -> str:
-        """Name of these data: 64 hexadecimal digits that change with any image, label or split."""
+        """Name of these data: 64 hexadecimal digits that change with any example, label or split."""
         parts = [self.splits[name].fingerprint for name in sorted(self.splits)]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
     def describe(self) -> DataInfo:
-        """Measure the data: counts, image sizes and channels, from headers only.
+        """Measure the data: counts, and what the examples are like, of images from their headers only.
 
         Raises:
-            DataError: an image's header cannot be read and `on_corrupt` is ``"refuse"``.
+            DataError: an example cannot be read and `on_corrupt` is ``"refuse"``.
         """
-        headers = [split.headers for split in self.splits.values()]
-        sizes = np.array([size for found, _ in headers for size in found])
-        if not len(sizes):
-            raise DataError(f"{self.location} has no readable image")
-        low, middle, high = sizes.min(0), np.median(sizes, axis=0), sizes.max(0)
+        splits = list(self.splits.values())
+        measured = type(splits[0]).measured(splits)
         return DataInfo(
             kind=self.kind,
             title=self.title,
@@ -88,12 +85,7 @@ class Source:
             classes=self.classes,
             splits={name: _counts(split) for name, split in self.splits.items()},
             held_out=self.held_out,
-            image_sizes=ImageSizes(
-                min=(int(low[0]), int(low[1])),
-                median=(int(middle[0]), int(middle[1])),
-                max=(int(high[0]), int(high[1])),
-            ),
-            channels=1 if all(grey for _, grey in headers) else 3,
+            **measured,
             corrupt=[name for split in self.splits.values() for name in split.corrupt.values()],
             fingerprint=self.fingerprint,
             notes=self.notes,
@@ -107,7 +99,8 @@ class Source:
 def open_source(
     path: str | Path | None,
     *,
-    image_column: str | None = None,
+    examples: Column = IMAGES,
+    column: str | Sequence[str] | None = None,
     label_column: str | None = None,
     on_corrupt: OnCorrupt = "refuse",
     holdout: float = 0.2,
@@ -115,14 +108,16 @@ def open_source(
     seed: int = 0,
     cache_dir: str | Path | None = None,
 ) -> Source:
-    """Open labelled images; what kind of place `path` is, is found out.
+    """Open labelled examples; what kind of place `path` is, is found out.
 
     Args:
-        path: image folder, Parquet, CSV, WebDataset or saved `datasets` folder, ``owner/name`` on the Hub;
-            None or ``"digits"`` for the embedded sample.
-        image_column: which column holds the image, where the guess would be wrong.
+        path: folder of files, Parquet, CSV, WebDataset or saved `datasets` folder, ``owner/name`` on the Hub;
+            of images also None or ``"digits"`` for the embedded sample.
+        examples: what they are.
+        column: which column holds the examples, where the guess would be wrong; of rows, which they are made
+            of.
         label_column: likewise for the label.
-        on_corrupt: ``"refuse"`` unreadable images or ``"skip"`` and list them.
+        on_corrupt: ``"refuse"`` unreadable examples or ``"skip"`` and list them.
         holdout: part of each class held out as ``test`` when the data have one split only; 0 takes all of
             them for ``test``.
         validation: part of each class of ``train`` set aside as ``validation``, to choose epochs by; only
@@ -135,17 +130,17 @@ def open_source(
     """
     if on_corrupt not in ("refuse", "skip"):
         raise DataError(f"on_corrupt must be 'refuse' or 'skip', got {on_corrupt!r}")
-    location = "digits" if path is None else str(path)
+    if path is None and examples.sample is None:
+        raise DataError(f"no data: say where the labelled {examples.what}s are, by --data or data.path")
+    location = str(examples.sample) if path is None else str(path)
     if location.startswith("~"):
         location = str(Path(location).expanduser())
     kind = kind_of(location)
     cache = Path(cache_dir) if cache_dir else None
-    found = SOURCES.get(kind).open(location, cache)
+    found = SOURCES.get(kind).open(location, cache, examples.suffixes)
     tables, notes = _usable(found, location)
     features = tables["train"].features
-    image, label = guess_columns(
-        features, image_column or found.image_column, label_column or found.label_column
-    )
+    chosen, label = examples.choose(features, column or found.column, label_column or found.label_column)
     classes, coded = encode_labels(
         {name: _labels(table, label, name) for name, table in tables.items()}, features[label]
     )
@@ -155,11 +150,12 @@ def open_source(
         _set_aside("test", tables, coded, classes, part=holdout, seed=seed, notes=notes)
     if validation and holdout and "validation" not in tables:
         _set_aside("validation", tables, coded, classes, part=validation, seed=seed, notes=notes)
+    taken = {name: examples.taken(table, chosen) for name, table in tables.items()}
     splits = {
-        name: LabelledSplit(
+        name: examples.split(
             name,
-            tables[name],
-            image_column=image,
+            taken[name][0],
+            column=taken[name][1],
             labels=coded[name],
             classes=classes,
             root=found.root,
@@ -171,15 +167,16 @@ def open_source(
     }
     for split in splits.values():
         _check_files(split)
-    columns = {"image": image, "label": label}
+    columns = {examples.what: chosen if isinstance(chosen, str) else ", ".join(chosen), "label": label}
     return Source(kind, location, splits, columns, notes, title=SOURCES.get(kind).title)
 
 
-def open_labelled(data: DataConfig, *, seed: int) -> Source:
-    """Open labelled images as a recipe says; see `open_source`."""
+def open_labelled(data: DataConfig, *, seed: int, examples: Column = IMAGES) -> Source:
+    """Open labelled examples as a recipe says; see `open_source`."""
     return open_source(
         data.path,
-        image_column=data.image_column,
+        examples=examples,
+        column=data.column_of(examples.what),
         label_column=data.label_column,
         on_corrupt=data.on_corrupt,
         holdout=data.holdout,
@@ -228,7 +225,7 @@ def _set_aside(
     """Draw a part of each class of ``train`` into a split of its own."""
     key = "holdout" if name == "test" else name
     kept, drawn = stratified_holdout(coded["train"], part, seed=derive_seed(seed, key), names=classes)
-    notes.append(f"no {name} split was found: {len(drawn)} images were drawn from train (seed {seed})")
+    notes.append(f"no {name} split was found: {len(drawn)} examples were drawn from train (seed {seed})")
     tables[name], coded[name] = tables["train"].select(drawn), coded["train"][drawn]
     tables["train"], coded["train"] = tables["train"].select(kept), coded["train"][kept]
 
@@ -241,16 +238,14 @@ def _labels(table: datasets.Dataset, column: str, split: str) -> list[object]:
 
 
 def _check_files(split: Split) -> None:
-    """Images named in a table must be there: a wrong path is a mistake in the table, not a bad image."""
-    if split.dataset.features[split.image_column] != datasets.Value("string"):
-        return
-    names: list[str | None] = split.dataset[:][split.image_column]
+    """Files named in a table must be there: a wrong path is a mistake in the table, not a bad file."""
+    names = split.paths()
     missing = [row for row, name in enumerate(names) if not name or not split.resolve(name).is_file()]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise DataError(
-            f"split {split.name!r} row {missing[0]} names the image {names[missing[0]]!r}, which is not "
-            f"there{more}; paths are relative to {split.root}"
+            f"split {split.name!r} row {missing[0]} names the {split.what} {names[missing[0]]!r}, which is"
+            f" not there{more}; paths are relative to {split.root}"
         )
 
 

@@ -1,4 +1,4 @@
-"""One split of a source: rows of images and what is known of each."""
+"""One split of a source: rows of examples and what is known of each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import datasets
 import numpy as np
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reskit.data.images import HEADER_ERRORS, header_size, is_grey, open_image
+from reskit.data.info import ImageSizes
 from reskit.data.labels import Labels
 from reskit.data.seeds import derive_seed
 from reskit.errors import DataError
@@ -31,15 +32,15 @@ _CHUNK = 4096
 
 
 class Split:
-    """Images of one split, read on demand from a `datasets.Dataset`.
+    """Examples of one split, read on demand from a `datasets.Dataset`; images, unless a child says otherwise.
 
     Args:
         name: ``train``, ``validation`` or ``test``.
-        dataset: the rows; only the image column is kept.
-        image_column: its name.
+        dataset: the rows; only the column of the examples is kept.
+        column: its name.
         classes: class names, where there are classes.
         root: folder that relative paths start from.
-        on_corrupt: whether an unreadable image is an error or is left out.
+        on_corrupt: whether an unreadable example is an error or is left out.
         cache_dir: where the record of a verification is kept; the cache of `datasets` by default.
 
     Attributes:
@@ -47,29 +48,53 @@ class Split:
         corrupt: name of each row left out.
     """
 
+    what: ClassVar[str] = "image"
+    """One example, for people."""
+
     def __init__(
         self,
         name: str,
         dataset: datasets.Dataset,
         *,
-        image_column: str,
+        column: str,
         classes: Sequence[str] = (),
         root: Path | None,
         on_corrupt: OnCorrupt = "refuse",
         cache_dir: Path | None = None,
     ) -> None:
-        dataset = dataset.select_columns([image_column])
-        if isinstance(dataset.features[image_column], datasets.Image):
-            dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
         self.name = name
-        self.dataset = dataset
-        self.image_column = image_column
+        self.dataset = self.undecoded(dataset.select_columns([column]), column)
+        self.column = column
         self.classes = list(classes)
         self.root = root
         self.on_corrupt = on_corrupt
         self.cache_dir = cache_dir or Path(datasets.config.HF_DATASETS_CACHE)
         self.rows: Labels = np.arange(len(dataset), dtype=np.int64)
         self.corrupt: dict[int, str] = {}
+
+    @classmethod
+    def undecoded(cls, dataset: datasets.Dataset, column: str) -> datasets.Dataset:
+        """Return rows whose examples are files as they were stored."""
+        if isinstance(dataset.features[column], datasets.Image):
+            return dataset.cast_column(column, datasets.Image(decode=False))
+        return dataset
+
+    @staticmethod
+    def measured(splits: Sequence[Split]) -> dict[str, Any]:
+        """Return the fields of `DataInfo` that say what the examples of splits are like.
+
+        Raises:
+            DataError: there is no example, or one cannot be read.
+        """
+        headers = [split.headers for split in splits]
+        sizes = np.array([size for found, _ in headers for size in found])
+        if not len(sizes):
+            raise DataError("the data hold no readable image")
+        low, middle, high = sizes.min(0).tolist(), np.median(sizes, axis=0).tolist(), sizes.max(0).tolist()
+        return {
+            "image_sizes": ImageSizes(min=low, median=[int(side) for side in middle], max=high),
+            "channels": 1 if all(grey for _, grey in headers) else 3,
+        }
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -96,15 +121,28 @@ class Split:
 
     def item(self, row: int) -> Any:
         """Return what `ImagePreprocess.read` takes, for a row number of the split."""
-        return self.resolve(self.dataset[int(row)][self.image_column])
+        return self.resolve(self.dataset[int(row)][self.column])
 
     def items(self, rows: Sequence[int] | Labels) -> list[Any]:
         """Return `item` of several rows at once."""
-        return [self.resolve(value) for value in self.dataset[[int(row) for row in rows]][self.image_column]]
+        return [self.resolve(value) for value in self.dataset[[int(row) for row in rows]][self.column]]
+
+    @property
+    def names_files(self) -> bool:
+        """Whether rows hold paths of files, as strings, instead of examples."""
+        feature = self.dataset.features[self.column]
+        return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
+
+    def paths(self) -> list[str | None]:
+        """Return the paths that all rows name; nothing where they hold the examples themselves."""
+        if not self.names_files:
+            return []
+        named: list[str | None] = self.dataset[:][self.column]
+        return named
 
     def row_name(self, row: int) -> str:
         """Return the file name of a row where it has one, else its number."""
-        value = self.dataset[int(row)][self.image_column]
+        value = self.dataset[int(row)][self.column]
         path = value.get("path") if isinstance(value, Mapping) else value
         return str(path) if isinstance(path, str) and path else f"{self.name} row {row}"
 
@@ -124,23 +162,28 @@ class Split:
         if self.on_corrupt == "refuse":
             first = next(iter(names))
             shown = ", ".join(list(names.values())[:5]) + (", ..." if len(names) > 5 else "")
+            several = f"{self.what}s" if len(bad) > 1 else self.what
             raise DataError(
-                f"split {self.name!r} has {len(bad)} unreadable image{'s' if len(bad) > 1 else ''}: {shown} "
-                f"({bad[first]}); mend or remove them, or leave them out: --set data.on_corrupt=skip in"
-                " train, --skip-corrupt in evaluate"
+                f"split {self.name!r} has {len(bad)} unreadable {several}: {shown} ({bad[first]});"
+                " mend or remove them, or leave them out: --set data.on_corrupt=skip in train,"
+                " --skip-corrupt in evaluate"
             )
         self.corrupt.update(names)
         self.rows = self.rows[~np.isin(self.rows, list(bad))]
         if not len(self.rows):
-            raise DataError(f"split {self.name!r} has no readable image left")
+            raise DataError(f"split {self.name!r} has no readable {self.what} left")
+
+    def sampled(self) -> Labels:
+        """Return the rows in use, or a seeded sample of 2,000 of them."""
+        if len(self.rows) <= _SAMPLE:
+            return self.rows
+        generator = np.random.default_rng(derive_seed(0, "headers"))
+        return np.sort(generator.choice(self.rows, _SAMPLE, replace=False))
 
     @cached_property
     def headers(self) -> Headers:
         """Sizes and greyness from the headers of all images, or of a seeded sample of 2,000."""
-        rows = self.rows
-        if len(rows) > _SAMPLE:
-            generator = np.random.default_rng(derive_seed(0, "headers"))
-            rows = np.sort(generator.choice(rows, _SAMPLE, replace=False))
+        rows = self.sampled()
         sizes: list[tuple[int, int]] = []
         grey = True
         bad: dict[int, str] = {}
@@ -183,14 +226,14 @@ class Split:
     def _names_and_sizes(self) -> Iterator[tuple[list[str], list[int]]]:
         arrow = self.dataset.with_format("arrow")
         for start in range(0, len(self.dataset), _CHUNK):
-            column = arrow[start : start + _CHUNK][self.image_column]
+            column = arrow[start : start + _CHUNK][self.column]
             column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
             if pa.types.is_struct(column.type):
                 # Where `datasets` put a file is no part of the data: only its name is.
                 names = [Path(path).name if path else "" for path in column.field("path").to_pylist()]
                 stored = pc.fill_null(pc.binary_length(column.field("bytes")), 0).to_pylist()
                 yield names, stored
-            elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            elif self.names_files:
                 names = column.to_pylist()
                 yield names, [self.resolve(name).stat().st_size for name in names]
             else:
@@ -213,7 +256,7 @@ class Split:
 
 
 class LabelledSplit(Split):
-    """Images with one class each.
+    """Examples with one class each.
 
     Args:
         labels: class index of every row ``(N,)``.
@@ -239,15 +282,17 @@ class LabelledSplit(Split):
         return self.all_labels.tobytes()
 
     def reject(self, reasons: Mapping[int, str]) -> None:
-        """See `Split.reject`; also refuses that a class of the training split has no image left."""
+        """See `Split.reject`; also refuses that a class of the training split has none left."""
         before = set(np.unique(self.labels).tolist())
         super().reject(reasons)
         gone = sorted(before - set(np.unique(self.labels).tolist()))
         if gone and self.name == "train":
-            raise DataError(f"class {self.classes[gone[0]]!r} has no readable training image")
+            raise DataError(f"class {self.classes[gone[0]]!r} has no readable training {self.what}")
 
 
 def _content(item: Any) -> bytes:
     if isinstance(item, Path):
         return item.read_bytes()
+    if isinstance(item, str | dict):
+        return json.dumps(item, default=str).encode()
     return item.tobytes() if isinstance(item, np.ndarray) else bytes(item or b"")

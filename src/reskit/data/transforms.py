@@ -1,21 +1,22 @@
-"""From a file to a network's input: the part of a model that is not weights."""
+"""From an image to a network's input."""
 
 from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from reskit.data.images import read_array
 from reskit.data.info import DataInfo
+from reskit.data.preprocess import Preprocess, Statistics
 from reskit.errors import DataError
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "ImagePreprocess", "Normalize", "measure_mean_std"]
@@ -28,7 +29,7 @@ PADDING = 128
 _INTERPOLATION = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 
 
-class ImagePreprocess(BaseModel):
+class ImagePreprocess(Preprocess):
     """Everything needed to turn an image into a network's input, and nothing else.
 
     Attributes:
@@ -44,8 +45,6 @@ class ImagePreprocess(BaseModel):
         mean_image: a mean for each pixel instead of `mean`, as Caffe's networks have it: base64 of float32
             ``(channels, H, W)``, little-endian; see `with_mean_image`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: tuple[int, int]
     channels: int = Field(default=3, ge=1)
@@ -96,7 +95,7 @@ class ImagePreprocess(BaseModel):
             std: likewise.
             interpolation: how to scale.
         """
-        sizes = info.image_sizes
+        sizes = info.sizes
         depth = info.channels if channels is None else channels
         if size is None:
             small = max(sizes.max) <= _DEFAULT_SIDE
@@ -115,9 +114,22 @@ class ImagePreprocess(BaseModel):
             std=std or (IMAGENET_STD if colour else (0.5,) * depth),
         )
 
-    def with_statistics(self, mean: Iterable[float], std: Iterable[float]) -> ImagePreprocess:
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Channels, height and width."""
+        return (self.channels, *self.size)
+
+    def describe(self) -> str:
+        """See `Preprocess.describe`."""
+        return f"{self.channels} channels of {self.size[0]} x {self.size[1]} pixels"
+
+    def with_statistics(self, mean: Iterable[float], std: Iterable[float]) -> Self:
         """Return the same preprocessing with other per-channel statistics."""
-        return ImagePreprocess(**{**self.model_dump(), "mean": tuple(mean), "std": tuple(std)})
+        return type(self)(**{**self.model_dump(), "mean": tuple(mean), "std": tuple(std)})
+
+    def measured(self, measure: Callable[[], Statistics]) -> Self:
+        """See `Preprocess.measured`."""
+        return self.with_statistics(*measure())
 
     def with_mean_image(self, image: Tensor) -> ImagePreprocess:
         """Return the same with a mean for each pixel, float ``(channels, H, W)`` in ``[0, 1]``."""
@@ -186,7 +198,7 @@ class ImagePreprocess(BaseModel):
             return image
         return tv.center_crop(image, [min(height, limit), min(width, limit)])  # type: ignore[no-any-return]
 
-    def enlarged(self, factor: float = 1.15) -> ImagePreprocess:
+    def enlarged(self, factor: float = 1.15) -> Self:
         """Return the same reading with sides `factor` larger: room for random resized crops in memory.
 
         The crop keeps its share of the image, so what the network may see is unchanged at the centre and

@@ -163,6 +163,8 @@ class _Looking:
         """Return features `(N, F)` and classes `(N,)` of up to `count` examples spread over a split."""
         feeding = Feeding(batch_size=128, mode="stream", workers=0)
         batches = self._task.loader(source[split].spread(count), feeding)
-        found = [features_and_classes(self._model, self._normalize, batch["image"]) for batch in batches]
+        found = [
+            features_and_classes(self._model, self._normalize, batch[self._task.raw]) for batch in batches
+        ]
         features, classes = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return features, classes

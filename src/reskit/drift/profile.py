@@ -143,7 +143,7 @@ class DriftProfile:
 def features_and_classes(
     model: Backbone, normalize: nn.Module, pixels: Tensor
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return penultimate features `(N, F)` and classes `(N,)` of raw pixels."""
+    """Return penultimate features `(N, F)` and classes `(N,)` of raw input."""
     device = next(model.parameters()).device
     features = model.pooled(normalize(pixels.to(device)))
     return features.float().cpu().numpy(), model.head(features).argmax(1).cpu().numpy()

@@ -69,19 +69,19 @@ def write_report(
     return {**files, **pictures}
 
 
-def metrics_table(metrics: Mapping[str, float], title: str | None = None) -> Table:
-    """Return metrics as a table for the terminal."""
+def metrics_table(task: str, metrics: Mapping[str, float], title: str | None = None) -> Table:
+    """Return the metrics of a task as a table for the terminal."""
     table = Table("metric", title=title, title_justify="left")
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("meaning", style="dim")
-    for row in _metric_rows(metrics):
+    for row in _metric_rows(TASKS.get(task), metrics):
         table.add_row(row["metric"], f"{row['value']:.4f}", row["meaning"])
     return table
 
 
-def _metric_rows(metrics: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Return metrics with what they mean, in the order in which the tasks name them, the main one first."""
-    meaning = {name: text for task in TASKS for name, text in TASKS.get(task).meanings.items()}
+def _metric_rows(task: Task | type[Task], metrics: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Return metrics with what they mean, in the order in which the task names them, the main one first."""
+    meaning = task.meanings
     order = list(meaning)
     names = sorted(metrics, key=lambda name: order.index(name) if name in order else len(order))
     return [
@@ -122,7 +122,7 @@ def _page(
         f"**{task.main_metric} {metrics[task.main_metric]:.4f}** on the {count:,} examples of `{split}`"
         f" of {_cell(source.location)}" + (f", {len(task.labels)} classes." if task.labels else "."),
         "",
-        *_table(_metric_rows(metrics)),
+        *_table(_metric_rows(task, metrics)),
     ]
     if "confusion" in analysis and (pairs := _confused(analysis["confusion"], task.labels)):
         lines += ["", "## Most frequent mistakes", "", *_table(pairs)]

@@ -37,6 +37,7 @@ class Evaluation:
     """The outcome of `evaluate`.
 
     Attributes:
+        task: name of the task.
         split: the split that was measured.
         metrics: scalar figures by name.
         analysis: the task's tables (for classification: per_class, confusion, reliability).
@@ -44,6 +45,7 @@ class Evaluation:
         files: what was written, by name.
     """
 
+    task: str
     split: str
     metrics: dict[str, float]
     analysis: dict[str, Any]
@@ -53,6 +55,7 @@ class Evaluation:
     def as_dict(self) -> dict[str, Any]:
         """Return JSON values, the examples left out."""
         return {
+            "task": self.task,
             "split": self.split,
             "count": len(self.examples["index"]),
             "metrics": self.metrics,
@@ -95,7 +98,7 @@ def evaluate(
     loader, split = held_out_loader(task, source, split=split, batch_size=batch_size)
     return assess(
         task,
-        lambda batch: task.outputs(answer, batch["image"]),
+        lambda batch: task.outputs(answer, batch[task.raw]),
         loader,
         split=split,
         source=source,
@@ -186,7 +189,9 @@ def assess(
             answered=answered,
             source=source,
         )
-    return Evaluation(split=split, metrics=metrics, analysis=analysis, examples=examples, files=files)
+    return Evaluation(
+        task=task.name, split=split, metrics=metrics, analysis=analysis, examples=examples, files=files
+    )
 
 
 def network_answers(model: nn.Module, task: Task, device: torch.device) -> Callable[[Batch], Tensor]:
@@ -198,7 +203,8 @@ def network_answers(model: nn.Module, task: Task, device: torch.device) -> Calla
         if "features" in batch:
             outputs: Tensor = model(batch["features"].to(device))
             return outputs
-        return task.outputs(lambda pixels: model(task.inputs({"image": pixels})), batch["image"].to(device))
+        raw = batch[task.raw].to(device)
+        return task.outputs(lambda given: model(task.inputs({task.raw: given})), raw)
 
     return answer
 

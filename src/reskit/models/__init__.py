@@ -16,6 +16,8 @@ from reskit.models.resnet import ResNet
 from reskit.models.restoration import RestorationNet
 from reskit.models.summary import model_summary
 from reskit.models.superresolution import EDSR, VDSR
+from reskit.models.tabular import TabularResNet
+from reskit.models.text import TextResNet
 from reskit.models.unet import UNet
 
 __all__ = [
@@ -36,6 +38,8 @@ __all__ = [
     "PreActResNet",
     "ResNet",
     "RestorationNet",
+    "TabularResNet",
+    "TextResNet",
     "UNet",
     "create_model",
     "identify",

@@ -58,7 +58,7 @@ class Backbone(nn.Module):
         self.num_classes = 0 if features_only else num_classes
         self.features_only = features_only
         self.architecture = {}
-        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.pool: nn.Module = nn.AdaptiveAvgPool2d(1)
 
     def finish(self, channels: list[int], strides: list[int]) -> None:
         """Declare the feature maps and put the head on; called last by every constructor.

@@ -318,6 +318,7 @@ MODELS.add(
         parameters=None,
         num_classes=None,
         input_size=(3, _USUAL_SIZE, _USUAL_SIZE),
+        in_channels=3,
         paper="",
     ),
     listed=False,

@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from reskit.errors import ModelError, did_you_mean
 from reskit.models.base import Backbone
 from reskit.registry import Registry
@@ -24,9 +27,11 @@ class ModelEntry:
         name: by which :func:`create_model` knows it.
         build: makes it; takes `num_classes`, `in_channels`, `features_only` and what is in its signature.
         arguments: those of `build` that make this network.
-        parameters: their number at `num_classes` classes and three input channels, or None.
+        parameters: their number at `num_classes` classes and `in_channels` channels, or None.
         num_classes: classes of the data it was published on; None where the arguments say it.
-        input_size: `(C, H, W)` it was published at.
+        input_size: `(C, H, W)` it was published at, of text `(L,)`, of rows of a table `(F,)`.
+        in_channels: channels of the images it was published for; of text how many tokens there are, of
+            tables the columns of numbers.
         paper: where it was published.
         task: what it is made for: ``classify``, or how it is fed otherwise, such as ``restore``.
     """
@@ -36,9 +41,15 @@ class ModelEntry:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     parameters: int | None
     num_classes: int | None
-    input_size: tuple[int, int, int]
+    input_size: tuple[int, ...]
+    in_channels: int
     paper: str
     task: str = "classify"
+
+    def zeros(self, batch: int) -> Tensor:
+        """Return a batch of zeros as the network takes it."""
+        dtype = torch.int64 if self.task == "text" else torch.float32
+        return torch.zeros(batch, *self.input_size, dtype=dtype)
 
     @property
     def options(self) -> list[str]:
@@ -55,7 +66,8 @@ def register_family(
     table: Mapping[str, tuple[Mapping[str, Any], int | None, str]],
     *,
     num_classes: int | None = None,
-    input_size: tuple[int, int, int],
+    input_size: tuple[int, ...],
+    in_channels: int | None = None,
     task: str = "classify",
 ) -> None:
     """Register a table of variants: name to arguments, number of parameters and paper."""
@@ -67,6 +79,7 @@ def register_family(
             parameters=parameters,
             num_classes=num_classes,
             input_size=input_size,
+            in_channels=input_size[0] if in_channels is None else in_channels,
             paper=paper,
             task=task,
         )
@@ -93,7 +106,8 @@ def create_model(
         name: one of :func:`list_models`.
         num_classes: width of the logits, as published by default; 0 for the pooled vector. Networks that
             know no classes take none.
-        in_channels: channels of the images.
+        in_channels: channels of the images; of text how many tokens there are, of tables the columns of
+            numbers.
         weights: what to load: a file of any known format, a bundle's folder, ``hf:owner/name``,
             ``torchvision:ResNet50_Weights.DEFAULT`` or torchvision's member itself, or the several files of
             one network; see :func:`reskit.weights.read_checkpoint`. Random by default.

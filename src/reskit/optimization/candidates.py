@@ -14,7 +14,7 @@ import numpy as np
 from reskit.backends.base import BACKENDS, PRECISIONS, Backend, Precision
 from reskit.backends.running import FileNetwork
 from reskit.backends.sensitivity import rank_by_sensitivity
-from reskit.backends.servable import INPUT, OUTPUT, Servable
+from reskit.backends.servable import OUTPUT, Servable
 from reskit.backends.worker import Worker, thread_environment
 from reskit.backends.writing import Draft, Written, write_draft
 from reskit.background import in_background
@@ -224,5 +224,5 @@ def start_worker(backend: Backend, path: Path, threads: int, streams: int = 1) -
 
 
 def _metric(worker: Worker, examples: Examples) -> float:
-    worker.time(len(examples.batches[0]["image"]), calls=1)  # compiles for that size
-    return examples.score(lambda pixels: worker.answer({INPUT: pixels})[OUTPUT])
+    worker.time(len(examples.batches[0]["index"]), calls=1)  # compiles for that size
+    return examples.score(lambda raw: worker.answer({examples.task.raw: raw})[OUTPUT])

@@ -62,7 +62,7 @@ class Examples:
         )
 
     def score(self, answer: Callable[[np.ndarray], np.ndarray]) -> float:
-        """Return the metric of what answers raw pixels `(N, C, H, W)`."""
+        """Return the metric of what answers raw input, such as pixels `(N, C, H, W)`."""
 
         def network(pixels: Tensor) -> Tensor:
             return torch.from_numpy(answer(pixels.contiguous().numpy()))
@@ -71,7 +71,7 @@ class Examples:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            return self._score(lambda batch: self.task.outputs(network, batch["image"]))
+            return self._score(lambda batch: self.task.outputs(network, batch[self.task.raw]))
         finally:
             torch.set_num_threads(threads)
 
@@ -127,7 +127,7 @@ def guard_examples(
             kept, outputs = _answered(bundle, loader)
             return Examples(bundle, kept, outputs, on=on, metric=task.main_metric, max_drop=max_drop)
     stored = bundle.samples["samples"] if pictures is None else pictures
-    unlabelled: Iterable[Batch] = ({"image": chunk} for chunk in torch.split(stored, batch_size))
+    unlabelled: Iterable[Batch] = ({task.raw: chunk} for chunk in torch.split(stored, batch_size))
     kept, outputs = _answered(bundle, unlabelled)
     batches: list[Batch] = [
         {**batch, **task.agreement(out)} for batch, out in zip(kept, outputs, strict=True)
@@ -147,7 +147,7 @@ def _answered(bundle: Bundle, batches: Iterable[Batch]) -> tuple[list[Batch], li
     kept, outputs = [], []
     answer, deadline = answers(bundle, "eager"), time.perf_counter() + SECONDS
     for batch in batches:
-        outputs.append(bundle.task.outputs(answer, batch["image"]))
+        outputs.append(bundle.task.outputs(answer, batch[bundle.task.raw]))
         kept.append(batch)
         if time.perf_counter() > deadline:
             break

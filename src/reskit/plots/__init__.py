@@ -3,8 +3,8 @@
 from reskit.plots.autoencode import heat, score_histogram, tiles
 from reskit.plots.boxes import draw_boxes, precision_recall
 from reskit.plots.dense import panels
-from reskit.plots.evaluation import confusion, image_grid, reliability
-from reskit.plots.masks import indexed, mask_panels, overlay, palette, pixel_curve
+from reskit.plots.evaluation import confusion, image_grid, reliability, threshold_curve
+from reskit.plots.masks import indexed, mask_panels, overlay, palette
 from reskit.plots.training import convergence, training_curves
 
 __all__ = [
@@ -18,10 +18,10 @@ __all__ = [
     "overlay",
     "palette",
     "panels",
-    "pixel_curve",
     "precision_recall",
     "reliability",
     "score_histogram",
+    "threshold_curve",
     "tiles",
     "training_curves",
 ]

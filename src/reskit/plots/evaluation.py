@@ -25,7 +25,7 @@ from reskit.plots.house import (
     wrapped,
 )
 
-__all__ = ["confusion", "image_grid", "reliability"]
+__all__ = ["confusion", "image_grid", "reliability", "threshold_curve"]
 
 _SHADES = LinearSegmentedColormap.from_list("house", ["#ffffff", "#cfe3f1", "#6aaed6", "#0072B2", "#063b63"])
 _MAX_CELLS_WITH_TEXT = 20
@@ -127,6 +127,37 @@ def reliability(bins: Sequence[Mapping[str, Any]], path: Path, *, bin_count: int
         "Reliability",
         f"expected calibration error {error:.1%}; {lean_word} by {abs(lean):.1%}",
     )
+    return save(figure, path)
+
+
+def threshold_curve(curve: Mapping[str, Any], path: Path, *, of: str) -> Path:
+    """Draw precision over recall of one class; return `path`.
+
+    Args:
+        curve: thresholds, precision, recall and average_precision, thresholds falling.
+        path: the PNG.
+        of: whose class, for people.
+    """
+    figure = new_figure(5.6, 4.4)
+    axes = figure.add_subplot()
+    recall, precision = np.array(curve["recall"]), np.array(curve["precision"])
+    axes.plot(recall, precision, color=STYLE["first"], linewidth=2.2)
+    nearest = int(np.argmin(np.abs(np.array(curve["thresholds"]) - 0.5)))
+    axes.plot(recall[nearest], precision[nearest], "o", color=STYLE["second"], markersize=7)
+    axes.annotate(
+        "threshold 0.5",
+        (recall[nearest], precision[nearest]),
+        (-8, -14),
+        textcoords="offset points",
+        ha="right",
+        color=STYLE["second"],
+        fontsize=9,
+    )
+    low = max(0.0, min(0.9, float(precision.min()) - 0.02))
+    axes.set(xlim=(0, 1.01), ylim=(low, 1.005), xlabel="recall", ylabel="precision")
+    light_grid(axes)
+    said = f"{clean(of, 60)}; average precision {curve['average_precision']:.4f}"
+    put_title(axes, "Precision and recall", said)
     return save(figure, path)
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageColor
 
-from reskit.plots.house import SERIES, STYLE, clean, light_grid, new_figure, put_title, save
+from reskit.plots.house import SERIES
 
-__all__ = ["indexed", "mask_panels", "overlay", "palette", "pixel_curve"]
+__all__ = ["indexed", "mask_panels", "overlay", "palette"]
 
 _UNLABELLED = (255, 255, 255)
 _TINT = 0.4
@@ -83,37 +80,6 @@ def mask_panels(image: np.ndarray, truth: np.ndarray, said: np.ndarray, count: i
     if count == 2:
         difference[wrong & (truth == 1)] = _MISSED
     return [rgb, colours[truth], colours[said], difference]
-
-
-def pixel_curve(curve: Mapping[str, Any], path: Path, *, label: str) -> Path:
-    """Draw precision over recall of the pixels of one class; return `path`.
-
-    Args:
-        curve: thresholds, precision, recall and average_precision, thresholds falling.
-        path: the PNG.
-        label: the class.
-    """
-    figure = new_figure(5.6, 4.4)
-    axes = figure.add_subplot()
-    recall, precision = np.array(curve["recall"]), np.array(curve["precision"])
-    axes.plot(recall, precision, color=STYLE["first"], linewidth=2.2)
-    nearest = int(np.argmin(np.abs(np.array(curve["thresholds"]) - 0.5)))
-    axes.plot(recall[nearest], precision[nearest], "o", color=STYLE["second"], markersize=7)
-    axes.annotate(
-        "threshold 0.5",
-        (recall[nearest], precision[nearest]),
-        (-8, -14),
-        textcoords="offset points",
-        ha="right",
-        color=STYLE["second"],
-        fontsize=9,
-    )
-    low = max(0.0, min(0.9, float(precision.min()) - 0.02))
-    axes.set(xlim=(0, 1.01), ylim=(low, 1.005), xlabel="recall", ylabel="precision")
-    light_grid(axes)
-    said = f"pixels of {clean(label, 40)}; average precision {curve['average_precision']:.4f}"
-    put_title(axes, "Precision and recall", said)
-    return save(figure, path)
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:

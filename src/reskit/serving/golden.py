@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from reskit.backends.base import BACKENDS
-from reskit.backends.servable import INPUT, OUTPUT
 from reskit.backends.writing import largest_difference
 from reskit.errors import BundleError
 from reskit.serving.predictor import Predictor
@@ -28,16 +27,16 @@ def replay(predictor: Predictor) -> float:
     bundle, metadata = predictor.bundle, predictor.runner.metadata
     try:
         expected = bundle.samples["golden.outputs"].numpy()
-        pixels = bundle.samples["samples"][: len(expected)].numpy()
+        raw = bundle.samples["samples"][: len(expected)].numpy()
     except KeyError as error:
         raise BundleError(f"bundle {bundle.path} has no golden samples ({error} is missing)") from None
-    if not len(expected) or len(pixels) != len(expected):
+    if not len(expected) or len(raw) != len(expected):
         raise BundleError(f"bundle {bundle.path} has no golden samples")
     try:
         found = np.concatenate(
             [
-                predictor.run({INPUT: pixels[start : start + predictor.max_batch]})[OUTPUT]
-                for start in range(0, len(pixels), predictor.max_batch)
+                predictor.runner.answer(raw[start : start + predictor.max_batch])
+                for start in range(0, len(raw), predictor.max_batch)
             ]
         )
     except Exception as error:  # an engine may raise anything

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from reskit.backends.servable import INPUT, OUTPUT
+from reskit.backends.servable import OUTPUT
 from reskit.errors import BackendError, ConfigError, ReskitError, did_you_mean
 from reskit.serving.batching import Answered, Batcher
 from reskit.serving.buckets import Bucket
@@ -94,7 +94,7 @@ class Model:
         answer = await self.batcher.submit(inputs, rows, deadline)
         self.metrics.answered(answer)
         if self.drift is not None:
-            self.drift.offer(inputs[INPUT], answer.outputs[OUTPUT])
+            self.drift.offer(inputs[self.predictor.bundle.task.raw], answer.outputs[OUTPUT])
         note_answer(answer)
         return answer
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from reskit.backends.answers import Answers, answers, planned
 from reskit.backends.base import Runner, Signature
 from reskit.backends.plan import plan_time
-from reskit.backends.servable import INPUT, OUTPUT, describe
+from reskit.backends.servable import OUTPUT, describe
 from reskit.bundle import Bundle
 from reskit.data.images import HEADER_ERRORS
 from reskit.drift import DriftProfile
@@ -42,8 +42,9 @@ class _Eager(Runner):
         self._answer = answers(bundle, "eager")
 
     def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        pixels = np.require(inputs[INPUT], requirements=("C", "W"))  # else no tensor can be made of it
-        return {OUTPUT: self._answer(torch.from_numpy(pixels)).numpy()}
+        (given,) = inputs.values()
+        raw = np.require(given, requirements=("C", "W"))  # else no tensor can be made of it
+        return {OUTPUT: self._answer(torch.from_numpy(raw)).numpy()}
 
 
 class Predictor:

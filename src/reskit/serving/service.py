@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from reskit.backends.servable import INPUT, OUTPUT
+from reskit.backends.servable import OUTPUT
 from reskit.errors import InputError, ReskitError
 from reskit.serving import describing
 from reskit.serving.buckets import Bucket
@@ -309,8 +309,8 @@ class Service:
     ) -> dict[str, Any]:
         """Read one upload and answer it; runs in a thread, the network's part goes through the batcher."""
 
-        def answer(pixels: np.ndarray) -> np.ndarray:
-            waiting = model.infer({INPUT: pixels}, len(pixels), deadline)
+        def answer(raw: np.ndarray) -> np.ndarray:
+            waiting = model.infer({model.predictor.bundle.task.raw: raw}, len(raw), deadline)
             answered = asyncio.run_coroutine_threadsafe(waiting, loop)
             try:
                 return answered.result(max(0.0, deadline - loop.time()) + 5).outputs[OUTPUT]

@@ -98,6 +98,7 @@ class Autoencode(Task):
     blank: ClassVar[Mapping[str, Any]] = {"score": None, "latent": []}
     Settings = AutoencodeSettings
     settings: AutoencodeSettings
+    preprocess: ImagePreprocess
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, info: DataInfo, preprocess: ImagePreprocess) -> Autoencode:

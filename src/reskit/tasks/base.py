@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
@@ -12,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from reskit.config import Recipe
-from reskit.data import DataInfo, ImagePreprocess
+from reskit.data import DataInfo, ImagePreprocess, Preprocess
 from reskit.data.augment import Augment
 from reskit.data.config import DataConfig
 from reskit.errors import ConfigError, DataError, did_you_mean
+from reskit.inputs import Found, find_images
 from reskit.models import Backbone
 from reskit.registry import Registry
 
@@ -28,11 +29,22 @@ if TYPE_CHECKING:
     from reskit.data import Source, Split
     from reskit.data.loading import Mode
 
-__all__ = ["TASKS", "Answered", "Batch", "Drop", "Feeding", "Network", "Task", "TaskSettings", "shown_of"]
+__all__ = [
+    "TASKS",
+    "Answered",
+    "Batch",
+    "Drop",
+    "Feeding",
+    "Network",
+    "Task",
+    "TaskSettings",
+    "refuse_changed",
+    "shown_of",
+]
 
 Batch = Mapping[str, Tensor]
 Network = Callable[[Tensor], Tensor]
-"""Raw pixels `(N, C, H, W)`, as an engine takes them, to the network's outputs."""
+"""Raw input, such as pixels `(N, C, H, W)`, as an engine takes it, to the network's outputs."""
 
 
 class TaskSettings(BaseModel):
@@ -112,28 +124,34 @@ class Task(ABC):
     """The column of the table of classes that tells weak ones."""
     drop: ClassVar[Drop] = Drop(0.5, 0.01, "points")
     """What an engine may lose of the main metric, unless a user says otherwise."""
-    pixels: ClassVar[Literal["uint8", "float32"]] = "uint8"
-    """What raw pixels, from 0 to 255, come as."""
+    raw: ClassVar[str] = "image"
+    """Name of the raw input, in a batch and in the graph that every engine runs."""
+    dtype: ClassVar[Literal["uint8", "int32", "float32"]] = "uint8"
+    """What raw input comes as; pixels are from 0 to 255 in either."""
     one_class: ClassVar[bool] = False
     """Whether an answer is one class, that of the largest output."""
     statistics: ClassVar[Literal["none"] | None] = None
     """How pixels are always scaled, whatever a recipe says of ``preprocess.statistics``."""
-    takes: ClassVar[Literal["image"]] = "image"
+    takes: ClassVar[Literal["image", "audio", "text", "table"]] = "image"
     """What people give it to be answered."""
+    for_instance: ClassVar[Any] = "photo.png"
+    """Something it could be given, for a model card."""
+    Input: ClassVar[type[Preprocess]] = ImagePreprocess
+    """How what they give becomes raw input."""
     pipeline_tag: ClassVar[str]
     """The Hugging Face Hub's name of the task."""
     Settings: ClassVar[type[TaskSettings]] = TaskSettings
 
     def __init__(
-        self, *, preprocess: ImagePreprocess, labels: Sequence[str] = (), settings: TaskSettings | None = None
+        self, *, preprocess: Any, labels: Sequence[str] = (), settings: TaskSettings | None = None
     ) -> None:
-        self.preprocess = preprocess
+        self.preprocess: Preprocess = preprocess
         self.labels = list(labels)
         self.settings = settings or self.Settings()
         self.normalize = preprocess.normalize()
 
     @classmethod
-    def from_recipe(cls, recipe: Recipe, info: DataInfo, preprocess: ImagePreprocess) -> Self:
+    def from_recipe(cls, recipe: Recipe, info: DataInfo, preprocess: Any) -> Self:
         """Make the task a recipe asks for on the data at hand."""
         return cls(preprocess=preprocess, labels=info.classes, settings=cls.read_settings(recipe))
 
@@ -141,7 +159,7 @@ class Task(ABC):
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Make the task again from what `config` returned."""
         return cls(
-            preprocess=ImagePreprocess.model_validate(config["preprocess"]),
+            preprocess=cls.Input.model_validate(config["preprocess"]),
             labels=config["labels"],
             settings=cls.Settings.model_validate(config.get("settings", {})),
         )
@@ -199,8 +217,17 @@ class Task(ABC):
         """
 
     @classmethod
-    def geometry(cls, recipe: Recipe, info: DataInfo) -> ImagePreprocess:
-        """Return how an image becomes input, what the recipe leaves open suited to the data."""
+    def geometry(cls, recipe: Recipe, info: DataInfo, train: Split) -> Preprocess:
+        """Return how an example becomes input, what the recipe leaves open suited to the data.
+
+        Args:
+            recipe: what is asked for.
+            info: what was found.
+            train: what may be learnt from, such as words.
+
+        Raises:
+            ConfigError: the recipe asks for what this task has not.
+        """
         asked = recipe.preprocess
         suited = ImagePreprocess.from_info(
             info, size=asked.size, interpolation=asked.interpolation or "bilinear"
@@ -222,23 +249,31 @@ class Task(ABC):
 
     @abstractmethod
     def loader(self, split: Split, feeding: Feeding) -> DataLoader[Any]:
-        """Return batches of a split: `image` as `pixels` says, `index` (row numbers), and the targets.
+        """Return batches of a split: raw input by its name, `index` (row numbers), and the targets.
 
         Raises:
             DataError: an example cannot be read, and the split refuses that.
             ConfigError: what is asked for does not go together.
         """
 
-    def stored(self, info: DataInfo) -> ImagePreprocess:
-        """Return the size at which examples are kept in memory; of the network's input unless overridden."""
+    def stored(self, info: DataInfo) -> Preprocess:
+        """Return how examples are kept in memory; as the network's input unless overridden."""
         return self.preprocess
 
+    def find(self, inputs: Any, recursive: bool) -> Iterator[Found]:
+        """Yield every example that is named by or held in what a user gives, in order; see `reskit.predict`.
+
+        Raises:
+            DataError: there is not one.
+        """
+        return find_images(inputs, self.preprocess.channels, recursive)
+
     def read(self, item: Any) -> Tensor:
-        """Read an image to be answered, uint8 `(C, h, w)`; arguments and errors of `ImagePreprocess.read`."""
+        """Read an example to be answered, an image as `(C, h, w)`; errors of `Preprocess.read`."""
         return self.preprocess.read(item)
 
     def sample(self, item: Any) -> Tensor:
-        """Return what the network would be given of an image, raw, of `preprocess.size`: `(C, H, W)`."""
+        """Return the raw input that the network would be given of an example, of `preprocess.shape`."""
         return self.read(item)
 
     # Training.
@@ -253,13 +288,13 @@ class Task(ABC):
         """Return the recipe's network, its weights random, with the head this task needs."""
 
     def inputs(self, batch: Batch) -> Tensor:
-        """Return the network's input: raw pixels `(N, C, H, W)` to normalised float.
+        """Return the network's input of raw input, such as pixels `(N, C, H, W)` to normalised float.
 
         A batch of features, kept from a network that rests, goes to the head as it is.
         """
         if "features" in batch:
             return batch["features"]
-        normalized: Tensor = self.normalize(batch["image"])
+        normalized: Tensor = self.normalize(batch[self.raw])
         return normalized
 
     @abstractmethod
@@ -277,7 +312,7 @@ class Task(ABC):
     # Evaluation.
 
     def outputs(self, network: Network, images: Tensor) -> Tensor:
-        """Return the outputs for images as the loader gives them; the network's own unless overridden."""
+        """Return the outputs for raw input as the loader gives it; the network's own unless overridden."""
         return network(images)
 
     @abstractmethod
@@ -346,6 +381,17 @@ class Task(ABC):
 
 
 TASKS: Registry[type[Task]] = Registry("task")
+
+
+def refuse_changed(settings: BaseModel, names: Iterable[str], where: str, why: str) -> None:
+    """Refuse settings that are not as they are by default.
+
+    Raises:
+        ConfigError: naming the first, and why it is of no use.
+    """
+    for name in names:
+        if getattr(settings, name) != type(settings).model_fields[name].default:
+            raise ConfigError(f"{where}.{name} {why}")
 
 
 def shown_of(order: np.ndarray, count: int = 4) -> list[int]:

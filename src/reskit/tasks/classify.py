@@ -4,79 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
 from reskit.config import Recipe
 from reskit.data import DataInfo, ImagePreprocess
 from reskit.data.config import DataConfig
-from reskit.models import Backbone, create_model
-from reskit.tasks.base import TASKS, Answered, Batch, Feeding, Task, TaskSettings
+from reskit.tasks.base import TASKS, Answered, Feeding, TaskSettings
+from reskit.tasks.labelled import Labelled
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from torch.utils.data import DataLoader
-    from torchmetrics import MetricCollection
 
     from reskit.data import Source, Split
 
-__all__ = ["CALIBRATION_BINS", "Classify"]
-
-CALIBRATION_BINS = 15
-"""Bins of confidence for the expected calibration error (Guo et al. 2017 use 15)."""
+__all__ = ["Classify"]
 
 
 @TASKS.register("classify")
-class Classify(Task):
-    """Cross-entropy `L = -sum_i y_i log p_i` over `len(labels)` classes.
+class Classify(Labelled):
+    """One class an image.
 
     Args:
         preprocess: how an image becomes the network's input.
         labels: class names, in the order of the logits.
-        label_smoothing: weight of the uniform distribution in the training target (Szegedy et al. 2016).
         mixup: alpha of the Beta distribution of mixup (Zhang et al. 2018); 0 is off.
         cutmix: alpha of cutmix (Yun et al. 2019); 0 is off. With both, each batch draws one.
+        **options: as `Labelled`.
     """
 
     name = "classify"
-    main_metric = "top1"
-    meanings: ClassVar[Mapping[str, str]] = {
-        "top1": "share of examples whose most probable class is right",
-        "top5": "share of examples whose class is among the five most probable",
-        "cross_entropy": "mean negative log-likelihood of the true class, in nats; lower is better",
-        "precision": "of what was called a class, the share that is; mean over classes",
-        "recall": "of what is a class, the share found; mean over classes",
-        "f1": "harmonic mean of precision and recall; mean over classes",
-        "ece": "expected calibration error: mean gap between confidence and accuracy; lower is better",
-    }
-    one_class = True
     pipeline_tag = "image-classification"
-    blank: ClassVar[Mapping[str, Any]] = {"label": None, "confidence": None, "top": []}
+    preprocess: ImagePreprocess
 
     def __init__(
         self,
         *,
-        preprocess: ImagePreprocess,
-        labels: Sequence[str],
+        preprocess: Any,
+        labels: Sequence[str] = (),
         settings: TaskSettings | None = None,
-        label_smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
+        **options: Any,
     ) -> None:
-        super().__init__(preprocess=preprocess, labels=labels, settings=settings)
-        self.label_smoothing = label_smoothing
+        super().__init__(preprocess=preprocess, labels=labels, settings=settings, **options)
         classes = len(labels)
         mixers = [v2.MixUp(alpha=mixup, num_classes=classes)] if mixup else []
         mixers += [v2.CutMix(alpha=cutmix, num_classes=classes)] if cutmix else []
         self._mixer = v2.RandomChoice(mixers) if mixers else None
 
     @classmethod
-    def from_recipe(cls, recipe: Recipe, info: DataInfo, preprocess: ImagePreprocess) -> Classify:
+    def from_recipe(cls, recipe: Recipe, info: DataInfo, preprocess: Any) -> Self:
         """See `Task.from_recipe`."""
         return cls(
             preprocess=preprocess,
@@ -106,60 +87,12 @@ class Classify(Task):
             **feeding._asdict(),
         )
 
-    def build_model(self, recipe: Recipe) -> Backbone:
-        """See `Task.build_model`."""
-        return create_model(
-            recipe.model.name,
-            num_classes=len(self.labels),
-            in_channels=self.preprocess.channels,
-            **recipe.model.arguments,
-        )
-
-    def target(self, batch: Batch) -> Tensor:
-        """Return class indices `(N,)`."""
-        return batch["label"]
-
     def mix(self, inputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return mixed images and class probabilities `(N, classes)`."""
         if self._mixer is None:
             return inputs, target
         mixed: tuple[Tensor, Tensor] = self._mixer(inputs, target)
         return mixed
-
-    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Return the mean cross-entropy of logits `(N, classes)` with indices or probabilities."""
-        return F.cross_entropy(outputs, target, label_smoothing=self.label_smoothing)
-
-    def metrics(self) -> MetricCollection:
-        """Return top1, top5 (beyond five classes), cross_entropy, ece, and macro precision, recall and f1."""
-        from reskit.tasks.metrics import classification_metrics
-
-        return classification_metrics(len(self.labels), bins=CALIBRATION_BINS)
-
-    def examples(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Return the columns target, prediction, confidence (of the prediction) and loss."""
-        confidence, prediction = outputs.softmax(dim=1).max(dim=1)
-        loss = F.cross_entropy(outputs, target, reduction="none")
-        return {"target": target, "prediction": prediction, "confidence": confidence, "loss": loss}
-
-    def analyse(self, examples: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Return the tables per_class, confusion (rows are truth) and reliability."""
-        from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-
-        target, prediction = examples["target"], examples["prediction"]
-        classes = np.arange(len(self.labels))
-        precision, recall, f1, support = precision_recall_fscore_support(
-            target, prediction, labels=classes, zero_division=0.0
-        )
-        per_class = [
-            {"label": label, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
-            for label, p, r, f, n in zip(self.labels, precision, recall, f1, support, strict=True)
-        ]
-        return {
-            "per_class": per_class,
-            "confusion": confusion_matrix(target, prediction, labels=classes).tolist(),
-            "reliability": _reliability(examples["confidence"], target == prediction),
-        }
 
     def draw(
         self,
@@ -171,6 +104,7 @@ class Classify(Task):
         """Draw the confusion matrix, the reliability diagram and the worst mistakes."""
         from reskit import plots
 
+        drawn = super().draw(analysis, examples, answered, folder)
         order = np.argsort(-examples["loss"], kind="stable")
         worst = [int(row) for row in order if examples["target"][row] != examples["prediction"][row]][:24]
         titles = [
@@ -178,63 +112,9 @@ class Classify(Task):
             f" {examples['confidence'][row]:.0%}"
             for row in worst
         ]
-        drawn = {
-            "confusion": plots.confusion(analysis["confusion"], self.labels, folder / "confusion.png"),
-            "reliability": plots.reliability(
-                analysis["reliability"], folder / "reliability.png", bin_count=CALIBRATION_BINS
-            ),
-        }
         if worst:
             pictures = [answered(row).batch["image"][0].permute(1, 2, 0).numpy() for row in worst]
             drawn["mistakes"] = plots.image_grid(
                 pictures, titles, folder / "mistakes.png", heading="Worst mistakes"
             )
         return drawn
-
-    def decode(self, outputs: Tensor) -> list[dict[str, Any]]:
-        """Return label, confidence and the (up to five) most probable labels of each row of logits."""
-        probabilities, order = outputs.float().softmax(dim=1).topk(min(5, len(self.labels)), dim=1)
-        return [
-            {
-                "label": self.labels[indices[0]],
-                "confidence": values[0],
-                "top": [
-                    {"label": self.labels[i], "probability": p} for i, p in zip(indices, values, strict=True)
-                ],
-            }
-            for indices, values in zip(order.tolist(), probabilities.tolist(), strict=True)
-        ]
-
-    def agreement(self, outputs: Tensor) -> Batch:
-        """Return the most probable classes; see `Task.agreement`."""
-        return {"label": outputs.argmax(1), "index": torch.arange(len(outputs))}
-
-    def words(self, record: Mapping[str, Any]) -> dict[str, str]:
-        """Return the label, how sure it is, and the next two."""
-        others = ", ".join(f"{item['label']} {item['probability']:.1%}" for item in record["top"][1:3])
-        return {"prediction": record["label"], "confidence": f"{record['confidence']:.1%}", "next": others}
-
-    def columns(self) -> list[pa.Field]:
-        """Return label, confidence and top, a list of structs."""
-        import pyarrow as pa
-
-        candidate = pa.struct([("label", pa.string()), ("probability", pa.float64())])
-        return [
-            pa.field("label", pa.string()),
-            pa.field("confidence", pa.float64()),
-            pa.field("top", pa.list_(candidate)),
-        ]
-
-
-def _reliability(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, Any]]:
-    """Return accuracy and mean confidence of each non-empty bin of confidence."""
-    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    return [
-        {
-            "bin": index,
-            "count": int((bins == index).sum()),
-            "confidence": float(confidence[bins == index].mean()),
-            "accuracy": float(correct[bins == index].mean()),
-        }
-        for index in np.unique(bins).tolist()
-    ]

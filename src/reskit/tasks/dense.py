@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from reskit.config import Recipe
-from reskit.data import DataInfo, ImagePreprocess
+from reskit.data import DataInfo, ImagePreprocess, Split
 from reskit.tasks.base import Network, Task, TaskSettings
 
 __all__ = ["DenseSettings", "DenseTask", "centre", "pad_to", "tiled"]
@@ -36,11 +36,12 @@ class DenseTask(Task):
 
     Settings = DenseSettings
     settings: DenseSettings
+    preprocess: ImagePreprocess
     scale = 1
     """By how much the answer is larger than what the network is given."""
 
     @classmethod
-    def geometry(cls, recipe: Recipe, info: DataInfo) -> ImagePreprocess:
+    def geometry(cls, recipe: Recipe, info: DataInfo, train: Split) -> ImagePreprocess:
         """Return tiles of the size asked for, of `TILE` pixels by default; images are never scaled."""
         size = recipe.preprocess.size or (TILE, TILE)
         channels = info.channels
@@ -48,7 +49,7 @@ class DenseTask(Task):
 
     def stored(self, info: DataInfo) -> ImagePreprocess:
         """Return the images' own size; see `Task.stored`."""
-        return self.preprocess.model_copy(update={"size": info.image_sizes.median})
+        return self.preprocess.model_copy(update={"size": info.sizes.median})
 
     def read(self, item: object) -> Tensor:
         """Return an image at its own size; see `Task.read`."""

@@ -57,6 +57,7 @@ class Detect(Task):
     pipeline_tag = "object-detection"
     Settings = DetectSettings
     settings: DetectSettings
+    preprocess: ImagePreprocess
     blank: ClassVar[Mapping[str, Any]] = {"boxes": []}
 
     @classmethod
@@ -98,7 +99,7 @@ class Detect(Task):
         return open_boxes(data, seed=seed)
 
     @classmethod
-    def geometry(cls, recipe: Recipe, info: DataInfo) -> ImagePreprocess:
+    def geometry(cls, recipe: Recipe, info: DataInfo, train: Split) -> ImagePreprocess:
         """Return a square of `SIDE` pixels into which images are padded, unless the recipe says otherwise."""
         asked = recipe.preprocess
         if asked.resize == "crop":
@@ -171,7 +172,7 @@ class Detect(Task):
 
     def stored(self, info: DataInfo) -> ImagePreprocess:
         """Return the images' own size; see `Task.stored`."""
-        return self.preprocess.model_copy(update={"size": info.image_sizes.median})
+        return self.preprocess.model_copy(update={"size": info.sizes.median})
 
     def read(self, item: object) -> Tensor:
         """Return an image at its own size; see `Task.read`."""

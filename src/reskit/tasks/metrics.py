@@ -10,7 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
+    BinaryAUROC,
+    BinaryAveragePrecision,
+    BinarySensitivityAtSpecificity,
     MulticlassAccuracy,
+    MulticlassAUROC,
     MulticlassCalibrationError,
     MulticlassF1Score,
     MulticlassPrecision,
@@ -20,7 +24,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from reskit.tasks.restoration import MEASURED, psnr
 
-__all__ = ["classification_metrics", "restoration_metrics"]
+__all__ = ["classification_metrics", "restoration_metrics", "tabular_metrics"]
 
 
 def classification_metrics(classes: int, *, bins: int) -> MetricCollection:
@@ -36,6 +40,91 @@ def classification_metrics(classes: int, *, bins: int) -> MetricCollection:
     if classes > 5:
         metrics["top5"] = MulticlassAccuracy(classes, average="micro", top_k=5, sync_on_compute=False)
     return MetricCollection(metrics, compute_groups=False)
+
+
+def tabular_metrics(
+    common: MetricCollection,
+    *,
+    classes: int,
+    wanted: int | None,
+    max_false_positives: float,
+    costs: tuple[float, float],
+) -> MetricCollection:
+    """Return the metrics of `Tabular.metrics` for logits `(N, classes)`.
+
+    Args:
+        common: those of classification.
+        classes: how many there are.
+        wanted: index of the one of two that is to be found.
+        max_false_positives: share of the others that may be called so.
+        costs: of a false positive, and of a false negative.
+    """
+    metrics: dict[str, Metric | MetricCollection] = dict(common.items())
+    if wanted is None:
+        metrics["roc_auc"] = MulticlassAUROC(classes, average="macro", sync_on_compute=False)
+        return MetricCollection(metrics, compute_groups=False)
+    found = {
+        "roc_auc": BinaryAUROC(sync_on_compute=False),
+        "average_precision": BinaryAveragePrecision(sync_on_compute=False),
+        "recall_at_fpr": BinarySensitivityAtSpecificity(1 - max_false_positives, sync_on_compute=False),
+        "expected_cost": _Cost(*costs, sync_on_compute=False),
+    }
+    metrics |= {name: _OfOne(metric, wanted) for name, metric in found.items()}
+    return MetricCollection(metrics, compute_groups=False)
+
+
+class _OfOne(Metric):
+    """A metric of the probability of one of two classes."""
+
+    is_differentiable = False
+    higher_is_better = None
+    full_state_update = False
+
+    def __init__(self, metric: Metric, wanted: int) -> None:
+        super().__init__(sync_on_compute=False)
+        self.metric, self.wanted = metric, wanted
+
+    def update(self, outputs: Tensor, target: Tensor) -> None:
+        self.metric.update(outputs.softmax(1)[:, self.wanted], (target == self.wanted).long())
+
+    def compute(self) -> Tensor:
+        value = self.metric.compute()
+        found: Tensor = value[0] if isinstance(value, tuple) else value
+        return found
+
+    def reset(self) -> None:
+        super().reset()
+        self.metric.reset()
+
+
+class _Cost(Metric):
+    """Mean cost of mistakes at the threshold that is cheapest where probabilities are true (Elkan 2001).
+
+    Called positive is what costs less so: from ``false_positive / (false_positive + false_negative)`` on.
+    """
+
+    total: Tensor
+    count: Tensor
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+
+    def __init__(self, false_positive: float, false_negative: float, **options: Any) -> None:
+        super().__init__(**options)
+        self.costs = (false_positive, false_negative)
+        self.add_state("total", default=torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", default=torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, probability: Tensor, target: Tensor) -> None:
+        false_positive, false_negative = self.costs
+        threshold = false_positive / max(sum(self.costs), 1e-12)
+        called = probability >= threshold
+        self.total += false_positive * (called & (target == 0)).sum()
+        self.total += false_negative * (~called & (target == 1)).sum()
+        self.count += len(target)
+
+    def compute(self) -> Tensor:
+        return self.total / self.count
 
 
 class _CrossEntropy(Metric):

@@ -57,7 +57,7 @@ class RestorationTask(DenseTask):
         "ssim": "structural similarity (Wang et al. 2004), mean over images",
     }
     drop = Drop(0.1, 1.0, "dB")
-    pixels = "float32"
+    dtype = "float32"
     statistics = "none"
     pipeline_tag = "image-to-image"
     blank: ClassVar[Mapping[str, Any]] = {"height": None, "width": None}
@@ -76,10 +76,10 @@ class RestorationTask(DenseTask):
         return open_pictures(data, seed=seed)
 
     @classmethod
-    def geometry(cls, recipe: Recipe, info: DataInfo) -> ImagePreprocess:
+    def geometry(cls, recipe: Recipe, info: DataInfo, train: Split) -> ImagePreprocess:
         """Return tiles of the network's channels; see `DenseTask.geometry`."""
         channels = cls.read_settings(recipe).channels or info.channels
-        return super().geometry(recipe, info.model_copy(update={"channels": channels}))
+        return super().geometry(recipe, info.model_copy(update={"channels": channels}), train)
 
     @abstractmethod
     def learned(self, item: object) -> Example:

@@ -114,11 +114,11 @@ class Segment(DenseTask):
         return open_masks(data, seed=seed)
 
     @classmethod
-    def geometry(cls, recipe: Recipe, info: DataInfo) -> ImagePreprocess:
+    def geometry(cls, recipe: Recipe, info: DataInfo, train: Split) -> ImagePreprocess:
         """Return the images' own size where all have one and it is small, else tiles; see `DenseTask`."""
-        sizes = info.image_sizes
+        sizes = info.sizes
         whole = sizes.max if sizes.uniform and max(sizes.max) <= WHOLE else (TILE, TILE)
-        preprocess = super().geometry(recipe, info)
+        preprocess = super().geometry(recipe, info, train)
         return preprocess.model_copy(update={"size": recipe.preprocess.size or whole})
 
     def check(self, source: Source) -> None:
@@ -254,8 +254,10 @@ class Segment(DenseTask):
             rows.append(list(zip(titles, shown, strict=True)))
         drawn = {"masks": plots.panels(rows, folder / "masks.png", heading="Worst to best")}
         if "precision_recall" in analysis:
-            drawn["precision_recall"] = plots.pixel_curve(
-                analysis["precision_recall"], folder / "precision_recall.png", label=self.labels[1]
+            drawn["precision_recall"] = plots.threshold_curve(
+                analysis["precision_recall"],
+                folder / "precision_recall.png",
+                of=f"pixels of {self.labels[1]}",
             )
         return drawn
 

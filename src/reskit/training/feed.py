@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from reskit.config import Recipe
 from reskit.data import IMAGENET_MEAN, IMAGENET_STD, MemoryImages, choose_mode, measure_mean_std
+from reskit.data.preprocess import Statistics
 from reskit.errors import ConfigError
 from reskit.tasks import TASKS, Batch, Feeding
 
@@ -57,14 +58,15 @@ class Feed:
                 f"training.batch_size {training.batch_size} does not divide by {processes} processes"
                 f" x {training.accumulate} micro-batches"
             )
-        self.task = kind.from_recipe(recipe, info, kind.geometry(recipe, info))
+        train = self.source["train"]
+        self.task = kind.from_recipe(recipe, info, kind.geometry(recipe, info, train))
         self._mode, reason = choose_mode(info, self.task.stored(info), augment=recipe.augment)
         if data.loading != "auto":
             self._mode, reason = data.loading, f"data.loading is {data.loading}"
         # The held-out split is opened before training, so that a bad image in it is not found after.
         splits = dict.fromkeys(("train", self.monitor, info.held_out))
         self.loaders = {split: self._loader(split) for split in splits}
-        preprocess = self.task.preprocess.with_statistics(*self._statistics())
+        preprocess = self.task.preprocess.measured(self._statistics)
         self.task = kind.from_recipe(recipe, info, preprocess)
         self.info = self.source.describe()  # reading every image may have left some out
         for line in (*self.info.lines(), reason):
@@ -90,14 +92,14 @@ class Feed:
         )
         return self.task.loader(self.source[split], feeding)
 
-    def images(self, count: int) -> Iterator[Tensor]:
-        """Yield up to `count` training images spread evenly, raw `(1, C, H, W)` each."""
+    def inputs(self, count: int) -> Iterator[Tensor]:
+        """Yield the raw input of up to `count` training examples spread evenly, a batch of one each."""
         split = self.source["train"]
         places = np.linspace(0, len(split.rows) - 1, min(count, len(split.rows))).astype(int)
         for row in split.rows[places]:
             yield self.task.sample(split.item(int(row)))[None]
 
-    def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def _statistics(self) -> Statistics:
         """Return the mean and standard deviation the recipe asks for, of pixels in [0, 1]."""
         channels, asked = self.task.preprocess.channels, self._recipe.preprocess
         if asked.mean is not None and asked.std is not None:
@@ -117,7 +119,7 @@ class Feed:
                 held = self.loaders["train"].dataset
                 if isinstance(held, MemoryImages):
                     return measure_mean_std(held.images.permute(0, 3, 1, 2))
-                return measure_mean_std(self.images(STATISTICS_IMAGES))
+                return measure_mean_std(self.inputs(STATISTICS_IMAGES))
 
 
 def _fitted(values: tuple[float, ...], channels: int) -> tuple[float, ...]:

@@ -27,7 +27,7 @@ from reskit.training.state import Progress
 __all__ = ["TrainResult", "figures", "finish", "write_context"]
 
 SAMPLES, SAMPLE_BYTES = (64, 256), 16 * 2**20
-"""Raw training images kept in the bundle, for self-tests and for calibrating int8: as many as fit into so
+"""Raw training examples kept in the bundle, for self-tests and for calibrating int8: as many as fit into so
 many bytes, but not fewer than the first number and not more than the second."""
 _WEIGHTS = "weights.json"
 
@@ -37,6 +37,7 @@ class TrainResult:
     """What a run produced.
 
     Attributes:
+        task: name of the task.
         metrics: figures of the final network on `split`, in float32, as `reskit evaluate` gives them.
         split: the held-out split they were measured on.
         run: the run's folder.
@@ -45,6 +46,7 @@ class TrainResult:
         files: plots, logs and tables by name.
     """
 
+    task: str
     metrics: dict[str, float]
     split: str
     run: Path
@@ -55,6 +57,7 @@ class TrainResult:
     def as_dict(self) -> dict[str, Any]:
         """Return JSON values."""
         return {
+            "task": self.task,
             "metrics": self.metrics,
             "split": self.split,
             "run": str(self.run),
@@ -128,6 +131,7 @@ def finish(
         higher_is_better=task.higher_is_better,
     )
     result = TrainResult(
+        task=task.name,
         metrics=metrics,
         split=split,
         run=folder,
@@ -140,10 +144,10 @@ def finish(
 
 
 def _samples(feed: Feed) -> Tensor:
-    """Return the training images a bundle keeps, raw `(N, C, H, W)`."""
-    first = next(feed.images(1))
+    """Return the training examples a bundle keeps, raw."""
+    first = next(feed.inputs(1))
     least, most = SAMPLES
-    return torch.cat(list(feed.images(min(most, max(least, SAMPLE_BYTES // first.nbytes)))))
+    return torch.cat(list(feed.inputs(min(most, max(least, SAMPLE_BYTES // first.nbytes)))))
 
 
 def _provenance(recipe: Recipe, info: DataInfo, folder: Path) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def _features(
         sampler.set_epoch(view)
         found = []
         for batch in ordered:
-            found.append(model.pooled(task.inputs({"image": batch["image"].to(device)})).float().cpu())
+            found.append(model.pooled(task.inputs({task.raw: batch[task.raw].to(device)})).float().cpu())
             if view == 0:
                 labels.append(batch["label"])
                 rows.append(batch["index"])

@@ -169,6 +169,7 @@ class _Run:
         }
         if not self.state.is_main_process:
             return TrainResult(
+                task=self.task.name,
                 metrics={},
                 split=self.feed.info.held_out,
                 run=self.folder,

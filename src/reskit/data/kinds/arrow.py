@@ -17,7 +17,7 @@ def _matches(location: str) -> bool:
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
-def open_arrow(location: str, cache_dir: Path | None) -> Found:
+def open_arrow(location: str, cache_dir: Path | None, suffixes: frozenset[str]) -> Found:
     """Map the Arrow files of a saved `Dataset` or `DatasetDict`.
 
     Raises:

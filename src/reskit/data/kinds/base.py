@@ -39,36 +39,37 @@ class Found:
 
     Attributes:
         splits: by normalised name (``train``, ``validation``, ``test``).
-        root: folder that relative image paths start from.
+        root: folder that relative paths start from.
         notes: what was left aside, in words.
-        image_column: set by a kind that knows; guessed else.
+        column: of the examples, set by a kind that knows; guessed else.
         label_column: likewise.
     """
 
     splits: dict[str, datasets.Dataset]
     root: Path | None = None
     notes: list[str] = field(default_factory=list)
-    image_column: str | None = None
+    column: str | None = None
     label_column: str | None = None
 
 
 @dataclass(frozen=True)
 class SourceKind:
-    """One kind of place images come from.
+    """One kind of place examples come from.
 
     Attributes:
         title: the kind in words.
         looks_like: what a location must look like, for the message when nothing fits.
         order: lower is asked first.
         matches: whether a location is of this kind; must be cheap.
-        open: reads it, given a cache folder (None: the `datasets` default).
+        open: reads it, given a cache folder (None: the `datasets` default) and the suffixes of files that are
+            examples.
     """
 
     title: str
     looks_like: str
     order: int
     matches: Callable[[str], bool]
-    open: Callable[[str, Path | None], Found]
+    open: Callable[[str, Path | None, frozenset[str]], Found]
 
 
 SOURCES: Registry[SourceKind] = Registry("source kind")

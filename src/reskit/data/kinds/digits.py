@@ -19,7 +19,7 @@ from reskit.data.labels import stratified_holdout
 __all__ = ["open_digits"]
 
 
-def open_digits(location: str, cache_dir: Path | None) -> Found:
+def open_digits(location: str, cache_dir: Path | None, suffixes: frozenset[str]) -> Found:
     """Return the digits with a fixed 80/20 split, the same on every machine."""
     from sklearn.datasets import load_digits
 

@@ -1,4 +1,4 @@
-"""Image folders: one sub-folder a class, with or without split folders above them."""
+"""Folders of files: one sub-folder a class, with or without split folders above them."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ from pathlib import Path
 
 import datasets
 
-from reskit.data.kinds.base import IMAGE_SUFFIXES, SOURCES, Found, SourceKind, split_alias
+from reskit.data.kinds.base import SOURCES, Found, SourceKind, split_alias
 from reskit.errors import DataError
 
-__all__ = ["open_folder"]
+__all__ = ["FILE", "open_folder"]
+
+FILE = "file"
+"""The column with paths."""
 
 _HIDDEN = {"thumbs.db", "desktop.ini", "__macosx"}
 
 
-def open_folder(location: str, cache_dir: Path | None) -> Found:
-    """List the images of a folder; only paths are kept, pixels stay on disk.
+def open_folder(location: str, cache_dir: Path | None, suffixes: frozenset[str]) -> Found:
+    """List the files of a folder that are examples; only paths are kept, their contents stay on disk.
 
     Raises:
-        DataError: no image, or images outside class sub-folders.
+        DataError: there is none, or they lie outside class sub-folders.
     """
     root = Path(location)
     folders = _subfolders(root)
@@ -35,27 +38,29 @@ def open_folder(location: str, cache_dir: Path | None) -> Found:
     else:
         by_split["train"] = [root]
     strangers: list[str] = []
-    splits = {name: _list_split(root, places, strangers) for name, places in by_split.items()}
+    splits = {name: _list_split(root, places, suffixes, strangers) for name, places in by_split.items()}
     notes += [
-        f"split {name!r} has no class sub-folders with images" for name, rows in splits.items() if not rows
+        f"split {name!r} has no class sub-folders with such files"
+        for name, rows in splits.items()
+        if not rows
     ]
     if strangers:
         shown = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
-        notes.append(f"{len(strangers)} files that are not images were left aside: {shown}")
+        notes.append(f"{len(strangers)} files of other kinds were left aside: {shown}")
     classes = sorted({name for rows in splits.values() for _, name in rows})
     if not classes:
-        raise DataError(_nothing_found(root))
+        raise DataError(_nothing_found(root, suffixes))
     features = datasets.Features(
-        {"image": datasets.Value("string"), "label": datasets.ClassLabel(names=classes)}
+        {FILE: datasets.Value("string"), "label": datasets.ClassLabel(names=classes)}
     )
     tables = {
         name: datasets.Dataset.from_dict(
-            {"image": [path for path, _ in rows], "label": [label for _, label in rows]}, features=features
+            {FILE: [path for path, _ in rows], "label": [label for _, label in rows]}, features=features
         )
         for name, rows in splits.items()
         if rows
     }
-    return Found(tables, root=root, notes=notes, image_column="image", label_column="label")
+    return Found(tables, root=root, notes=notes, column=FILE, label_column="label")
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -66,8 +71,10 @@ def _subfolders(folder: Path) -> list[Path]:
     )
 
 
-def _list_split(root: Path, places: list[Path], strangers: list[str]) -> list[tuple[str, str]]:
-    """Return ``(path relative to root, class)`` of every image, sorted; note what is not an image."""
+def _list_split(
+    root: Path, places: list[Path], suffixes: frozenset[str], strangers: list[str]
+) -> list[tuple[str, str]]:
+    """Return ``(path relative to root, class)`` of every example, sorted; note what is none."""
     rows: list[tuple[str, str]] = []
     for place in places:
         for folder in _subfolders(place):
@@ -77,25 +84,25 @@ def _list_split(root: Path, places: list[Path], strangers: list[str]) -> list[tu
                     if file.startswith(".") or file.lower() in _HIDDEN:
                         continue
                     path = (Path(here) / file).relative_to(root).as_posix()
-                    if Path(file).suffix.lower() in IMAGE_SUFFIXES:
+                    if Path(file).suffix.lower() in suffixes:
                         rows.append((path, folder.name))
                     else:
                         strangers.append(path)
     return rows
 
 
-def _nothing_found(root: Path) -> str:
+def _nothing_found(root: Path, suffixes: frozenset[str]) -> str:
     if not any(root.iterdir()):
-        return f"{root} is empty: expected one sub-folder a class with images in it"
-    flat = sum(entry.suffix.lower() in IMAGE_SUFFIXES for entry in root.iterdir())
+        return f"{root} is empty: expected one sub-folder a class with files in it"
+    flat = sum(entry.suffix.lower() in suffixes for entry in root.iterdir())
     if flat:
         return (
-            f"{root} holds {flat} images but no class sub-folders: put each class in its own folder, "
+            f"{root} holds {flat} files but no class sub-folders: put each class in its own folder, "
             "or give a CSV file with their labels"
         )
     return (
-        f"{root} holds no images: looked for class sub-folders with "
-        f"{', '.join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))} files, Parquet files, .tar shards, "
+        f"{root} holds no examples: looked for class sub-folders with "
+        f"{', '.join(sorted(suffix[1:] for suffix in suffixes))} files, Parquet files, .tar shards, "
         "CSV files and a folder of save_to_disk"
     )
 
@@ -103,7 +110,7 @@ def _nothing_found(root: Path) -> str:
 SOURCES.add(
     "folder",
     SourceKind(
-        title="image folder",
+        title="folder",
         looks_like="a folder with one sub-folder a class",
         order=90,
         matches=lambda location: Path(location).is_dir(),

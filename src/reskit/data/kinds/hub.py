@@ -16,7 +16,7 @@ __all__ = ["open_hub"]
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def open_hub(location: str, cache_dir: Path | None) -> Found:
+def open_hub(location: str, cache_dir: Path | None, suffixes: frozenset[str]) -> Found:
     """Download (or take from the cache) a data set of the Hub.
 
     Raises:

@@ -21,7 +21,7 @@ def _files(location: str) -> list[Path]:
     return [file for pattern in ("*.parquet", "*/*.parquet", *named) for file in path.glob(pattern)]
 
 
-def open_parquet(location: str, cache_dir: Path | None) -> Found:
+def open_parquet(location: str, cache_dir: Path | None, suffixes: frozenset[str]) -> Found:
     """Open Parquet files; `datasets` keeps its Arrow copy in its own cache, never beside the data."""
     path = Path(location)
     root = path if path.is_dir() else path.parent

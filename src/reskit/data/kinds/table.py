@@ -1,8 +1,11 @@
-"""CSV files that name images and their labels."""
+"""CSV files: they name images or recordings and their labels, or hold texts or rows."""
 
 from __future__ import annotations
 
 import csv
+import gzip
+import io
+import zlib
 from pathlib import Path
 
 import datasets
@@ -10,16 +13,16 @@ import datasets
 from reskit.data.kinds.base import SOURCES, Found, SourceKind, group_by_split, split_alias
 from reskit.errors import DataError
 
-__all__ = ["open_table"]
+__all__ = ["open_table", "parse_table", "read_table", "separator_of"]
 
-_SUFFIXES = {".csv": ",", ".tsv": "\t"}
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 def _files(location: str) -> list[Path]:
     path = Path(location)
     if path.is_dir():
-        return [file for file in path.iterdir() if file.is_file() and file.suffix.lower() in _SUFFIXES]
-    return [path] if path.is_file() and path.suffix.lower() in _SUFFIXES else []
+        return [file for file in path.iterdir() if file.is_file() and separator_of(file)]
+    return [path] if path.is_file() and separator_of(path) else []
 
 
 def _matches(location: str) -> bool:
@@ -29,7 +32,7 @@ def _matches(location: str) -> bool:
     return bool(files) and (path.is_file() or any(split_alias(file.stem) == "train" for file in files))
 
 
-def open_table(location: str, cache_dir: Path | None) -> Found:
+def open_table(location: str, cache_dir: Path | None, suffixes: frozenset[str]) -> Found:
     """Read tables; image paths are relative to the table, and a column ``split`` may give the splits.
 
     Every cell stays text: a file called ``0012`` is not the number 12.
@@ -42,7 +45,7 @@ def open_table(location: str, cache_dir: Path | None) -> Found:
     groups, notes = group_by_split(_files(location), root)
     splits: dict[str, list[dict[str, str]]] = {}
     for name, files in groups.items():
-        for row in (row for file in files for row in _rows(Path(file))):
+        for row in (row for file in files for row in read_table(Path(file))):
             splits.setdefault(_split_of(row, name), []).append(row)
     tables = {
         name: datasets.Dataset.from_dict({key: [row.get(key) for row in rows] for key in rows[0]})
@@ -51,11 +54,42 @@ def open_table(location: str, cache_dir: Path | None) -> Found:
     return Found(tables, root=root, notes=notes)
 
 
-def _rows(file: Path) -> list[dict[str, str]]:
+def separator_of(file: Path) -> str | None:
+    """Return what stands between the cells of a file, or None where it is no table; it may end in ``.gz``."""
+    name = file.name.lower().removesuffix(".gz")
+    return _SEPARATORS.get(Path(name).suffix)
+
+
+def read_table(file: Path) -> list[dict[str, str]]:
+    """Return the rows of a table by the names in its header line, every cell as text.
+
+    Raises:
+        DataError: it is not there, empty, ragged or not text.
+    """
     try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream, delimiter=_SUFFIXES[file.suffix.lower()], strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
+        content = file.read_bytes()
+        text = (gzip.decompress(content) if file.suffix.lower() == ".gz" else content).decode("utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"cannot read {file}: no such file") from None
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {file}: {error}; expected UTF-8 text with a header line") from error
+    return parse_table(text, str(file), separator_of(file) or ",")
+
+
+def parse_table(text: str, file: str, separator: str = ",") -> list[dict[str, str]]:
+    """Return the rows of a table; see `read_table`.
+
+    Args:
+        text: its lines.
+        file: what it is called, for people.
+        separator: between cells.
+
+    Raises:
+        DataError: it is empty or ragged.
+    """
+    try:
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
+    except csv.Error as error:
         raise DataError(f"cannot read {file}: {error}; expected UTF-8 text with a header line") from error
     if not rows:
         raise DataError(f"{file} has no rows below its header line")

@@ -16,7 +16,7 @@ def _shards(location: str) -> list[Path]:
     return [*path.glob("*.tar"), *path.glob("*/*.tar")] if path.is_dir() else []
 
 
-def open_webdataset(location: str, cache_dir: Path | None) -> Found:
+def open_webdataset(location: str, cache_dir: Path | None, suffixes: frozenset[str]) -> Found:
     """Open .tar shards; the label is the ``cls`` member of a sample unless another column is named."""
     path = Path(location)
     root = path if path.is_dir() else path.parent

@@ -1,0 +1,210 @@
+"""Recordings of sound, wherever they lie, and the labels that come with them."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+
+from reskit.data.column import Column
+from reskit.data.images import item_name
+from reskit.data.split import LabelledSplit, Split
+from reskit.errors import DataError, MissingExtraError
+
+if TYPE_CHECKING:
+    import soundfile
+
+__all__ = ["AUDIO_SUFFIXES", "RECORDINGS", "Heard", "RecordingSplit", "Sound", "heard", "read_sound"]
+
+AUDIO_SUFFIXES = frozenset({".aif", ".aiff", ".au", ".flac", ".mp3", ".oga", ".ogg", ".wav"})
+_RATES = (1_000, 384_000)
+_MOST_CHANNELS = 32
+
+
+class Heard(NamedTuple):
+    """What a header says of a recording: samples a second, and how many seconds."""
+
+    rate: int
+    seconds: float
+
+
+class Sound(NamedTuple):
+    """One channel of sound, samples `(S,)` from -1 to 1, and how many there are a second."""
+
+    samples: npt.NDArray[np.float32]
+    rate: int
+
+
+class RecordingSplit(LabelledSplit):
+    """Recordings with one class each."""
+
+    what: ClassVar[str] = "recording"
+
+    @classmethod
+    def undecoded(cls, dataset: datasets.Dataset, column: str) -> datasets.Dataset:
+        """See `Split.undecoded`."""
+        if isinstance(dataset.features[column], datasets.Audio):
+            return dataset.cast_column(column, datasets.Audio(decode=False))
+        return dataset
+
+    @cached_property
+    def heard(self) -> list[Heard]:
+        """What the headers say of all recordings, or of a seeded sample of 2,000."""
+        found, bad = [], {}
+        rows = self.sampled()
+        for row, item in zip(rows.tolist(), self.items(rows), strict=True):
+            try:
+                found.append(heard(item))
+            except DataError as error:
+                bad[row] = str(error)
+        self.reject(bad)
+        return found
+
+    @property
+    def rate(self) -> int:
+        """The most frequent rate, in samples a second."""
+        return Counter(one.rate for one in self.heard).most_common(1)[0][0]
+
+    @staticmethod
+    def measured(splits: Sequence[Split]) -> dict[str, Any]:
+        """See `Split.measured`."""
+        every = [one for split in splits if isinstance(split, RecordingSplit) for one in split.heard]
+        if not every:
+            raise DataError("the data hold no readable recording")
+        seconds = [one.seconds for one in every]
+        rates = sorted({one.rate for one in every})
+        said = f"{rates[0]:,}" if len(rates) == 1 else f"{rates[0]:,} to {rates[-1]:,}"
+        middle = float(np.median(seconds))
+        return {
+            "extent": f"recordings of {min(seconds):.2f} to {max(seconds):.2f} s, half of them below"
+            f" {middle:.2f} s, {said} samples a second"
+        }
+
+
+RECORDINGS = Column(
+    what="recording",
+    names=(
+        *("audio", "recording", "sound", "speech", "wav", "flac", "mp3", "ogg", "audio_path", "filename"),
+        *("file_name", "filepath", "file_path", "file", "path"),
+    ),
+    suffixes=AUDIO_SUFFIXES,
+    split=RecordingSplit,
+    feature=datasets.Audio,
+)
+
+
+def heard(item: Any) -> Heard:
+    """Return what the header of a recording says.
+
+    Raises:
+        DataError: it is missing, or of a kind that cannot be read.
+    """
+    with _opened(item) as file:
+        return Heard(file.samplerate, file.frames / file.samplerate)
+
+
+def read_sound(item: Any, most: float) -> Sound:
+    """Read a recording; the middle of one that is longer than `most` seconds, and nothing besides.
+
+    Channels become their mean.
+
+    Args:
+        item: a path, encoded bytes, a ``{"bytes", "path"}`` record of `datasets`, or a
+            ``{"array", "sampling_rate"}`` record, samples from -1 to 1, `(S,)` or `(channels, S)`.
+        most: seconds.
+
+    Raises:
+        DataError: it is missing, truncated to nothing, or of a kind that cannot be read.
+    """
+    if isinstance(item, Mapping) and item.get("array") is not None:
+        return _of_array(item, most)
+    with _opened(item) as file:
+        wanted = min(file.frames, round(most * file.samplerate))
+        try:
+            if wanted < file.frames:
+                file.seek((file.frames - wanted) // 2)
+            samples = file.read(wanted, dtype="float32", always_2d=True)
+        except RuntimeError as error:  # soundfile's errors are children of it
+            raise DataError(f"cannot read recording {item_name(item)}: {_reason(error)}") from None
+        return _mono(samples.T, file.samplerate, item)
+
+
+def _of_array(item: Mapping[str, Any], most: float) -> Sound:
+    rate = item.get("sampling_rate")
+    if not isinstance(rate, int | float) or not _RATES[0] <= rate <= _RATES[1]:
+        raise DataError(f"sampling_rate is {rate!r}: give samples a second, {_RATES[0]:,} to {_RATES[1]:,}")
+    samples = np.asarray(item["array"])
+    if samples.dtype.kind != "f" or samples.ndim not in (1, 2) or 0 in samples.shape:
+        raise DataError(
+            f"the array is {samples.dtype} of shape {samples.shape}: give float samples from -1 to 1, (S,) or"
+            " (channels, S)"
+        )
+    wanted = min(samples.shape[-1], round(most * rate))
+    first = (samples.shape[-1] - wanted) // 2
+    cut = np.atleast_2d(samples)[:, first : first + wanted]
+    return _mono(cut.astype(np.float32), round(rate), item)
+
+
+def _mono(channels: npt.NDArray[np.float32], rate: int, item: Any) -> Sound:
+    samples = channels.mean(0)
+    if not len(samples):
+        raise DataError(f"cannot read recording {item_name(item)}: it holds no sound")
+    if not np.isfinite(samples).all():
+        raise DataError(f"cannot read recording {item_name(item)}: it has samples that are not finite")
+    return Sound(samples, rate)
+
+
+@contextmanager
+def _opened(item: Any) -> Iterator[soundfile.SoundFile]:
+    """Open a recording; its samples are not read.
+
+    Raises:
+        DataError: it is missing, or of a kind that cannot be read.
+        MissingExtraError: soundfile is not installed.
+    """
+    try:
+        import soundfile
+    except ImportError:
+        raise MissingExtraError("soundfile", "audio") from None
+    name = item_name(item)
+    held = item
+    if isinstance(item, Mapping):
+        held = item["bytes"] if item.get("bytes") is not None else item.get("path")
+    if not isinstance(held, str | Path | bytes | bytearray):
+        raise DataError(
+            f"cannot read a recording from {type(item).__name__}: give a path, encoded bytes, or"
+            " {'array': samples, 'sampling_rate': rate}"
+        )
+    try:
+        # The whole file is read: libsndfile would be asked by name, and says little of one that is not there.
+        content = Path(held).read_bytes() if isinstance(held, str | Path) else bytes(held)
+        file = soundfile.SoundFile(io.BytesIO(content))
+    except OSError as error:
+        why = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
+        raise DataError(f"cannot read recording {name}: {why}") from None
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise DataError(f"cannot read recording {name}: {_reason(error)}") from None
+    with file:
+        if not _RATES[0] <= file.samplerate <= _RATES[1] or file.channels > _MOST_CHANNELS:
+            raise DataError(
+                f"cannot read recording {name}: it has {file.samplerate:,} samples a second in"
+                f" {file.channels} channels"
+            )
+        if file.frames < 1:
+            raise DataError(f"cannot read recording {name}: it holds no sound")
+        yield file
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error)
+    return (
+        "not a sound file of a known format" if "not recognised" in text or not text else text.splitlines()[0]
+    )

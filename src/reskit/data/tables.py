@@ -1,0 +1,340 @@
+"""Rows of tables with a label each, and from a row to a network's input."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from reskit.data.column import Column
+from reskit.data.labels import guess_label
+from reskit.data.preprocess import Preprocess
+from reskit.data.split import LabelledSplit, Split
+from reskit.errors import ConfigError, DataError, did_you_mean
+
+__all__ = ["ROWS", "Categories", "Numbers", "RowSplit", "Scaled", "TablePreprocess"]
+
+_MISSING = frozenset({"", "na", "n/a", "nan", "none", "null", "?"})
+_MOST_VALUES = 1_000
+_CLIP = 3.0
+
+
+class RowSplit(LabelledSplit):
+    """Rows with one class each."""
+
+    what: ClassVar[str] = "row"
+
+    @classmethod
+    def undecoded(cls, dataset: datasets.Dataset, column: str) -> datasets.Dataset:
+        """See `Split.undecoded`."""
+        return dataset
+
+    @property
+    def names_files(self) -> bool:
+        """See `Split.names_files`."""
+        return False
+
+    def resolve(self, value: Any) -> Any:
+        """Return the cells of a row by name."""
+        return value
+
+    def _names_and_sizes(self) -> Iterator[tuple[list[str], list[int]]]:
+        yield [], [self.dataset.data.nbytes]
+
+    def row_name(self, row: int) -> str:
+        """See `Split.row_name`."""
+        return f"{self.name} row {row}"
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns of the rows in use, by name."""
+        rows = self.dataset.select(self.rows).with_format("arrow")[:][self.column].combine_chunks()
+        return {field.name: rows.field(field.name).to_pylist() for field in rows.type}
+
+    @staticmethod
+    def measured(splits: Sequence[Split]) -> dict[str, Any]:
+        """See `Split.measured`."""
+        (columns,) = {tuple(split.dataset.features[split.column]) for split in splits}
+        return {"extent": f"rows of {len(columns)} columns ({_few(columns)})"}
+
+
+class Numbers(BaseModel):
+    """A column of numbers.
+
+    Attributes:
+        name: of the column.
+        middle: the median of the training rows; stands for a missing number.
+        spread: the distance of their quartiles, or where these are one half that of their extremes.
+        gaps: whether numbers were missing among them; the network is then told where one is.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: str
+    middle: float
+    spread: float = Field(gt=0)
+    gaps: bool = False
+
+
+class Categories(BaseModel):
+    """A column of categories.
+
+    Attributes:
+        name: of the column.
+        values: of the training rows, the most frequent first; any other is as one that is missing.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    values: tuple[str, ...]
+
+
+class TablePreprocess(Preprocess):
+    """A row as numbers: those of its columns of numbers, where they have gaps, and places of its categories.
+
+    Numbers are centred, scaled and bent towards plus and minus 3 by ``z / sqrt(1 + (z / 3) ** 2)``, so that a
+    few extreme ones do not rule (Holzmueller et al., Better by Default, 2024, section 3).
+
+    Attributes:
+        numbers: columns of numbers, in the order of the input.
+        categories: columns of categories, behind them.
+    """
+
+    numbers: tuple[Numbers, ...]
+    categories: tuple[Categories, ...] = ()
+
+    @model_validator(mode="after")
+    def _counted(self) -> TablePreprocess:
+        if self.channels != len(self.numbers) + len(self._gaps):
+            raise ValueError("channels must be the columns of numbers and those of their gaps")
+        if not self.numbers and not self.categories:
+            raise ValueError("there is no column")
+        return self
+
+    @classmethod
+    def learned(cls, columns: Mapping[str, Sequence[Any]], categorical: Sequence[str] = ()) -> Self:
+        """Return what suits the training rows.
+
+        A column is of numbers where every value is one, else of categories, as where `categorical` says so.
+
+        Args:
+            columns: values by name; text that is a number is one.
+            categorical: columns of categories, whatever they hold.
+
+        Raises:
+            ConfigError: `categorical` names a column that is not there.
+            DataError: a column has too many different values to be one of categories, or no value at all.
+        """
+        for name in categorical:
+            if name not in columns:
+                raise ConfigError(
+                    f"task.arguments.categorical: no column {name!r}{did_you_mean(name, columns)}"
+                )
+        numbers, categories = [], []
+        for name, values in columns.items():
+            found = None if name in categorical else _all_numbers(values)
+            if found is not None:
+                numbers.append(_numbers(name, found))
+            else:
+                categories.append(_categories(name, values))
+        count = len(numbers) + sum(column.gaps for column in numbers)
+        return cls(channels=count, numbers=tuple(numbers), categories=tuple(categories))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Numbers, gaps and categories."""
+        return (self.channels + len(self.categories),)
+
+    @property
+    def _gaps(self) -> list[Numbers]:
+        return [column for column in self.numbers if column.gaps]
+
+    def read(self, item: Any) -> Tensor:
+        """Return a row as float32, of `shape`.
+
+        Args:
+            item: its cells by name, numbers or text; others than those known are left alone. A missing one is
+                None, not a number, empty or ``NA``.
+
+        Raises:
+            DataError: a column is not there, or a cell is no number where there should be one.
+        """
+        if not isinstance(item, Mapping):
+            raise DataError(
+                f"cannot read a row from {type(item).__name__}: give its cells by the columns' names"
+            )
+        known = [column.name for column in self.numbers] + [column.name for column in self.categories]
+        if missing := [name for name in known if name not in item]:
+            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            raise DataError(
+                f"the row has no column {missing[0]!r}{more}; the columns needed are {_few(known)}"
+            )
+        values, gaps = [], []
+        for column in self.numbers:
+            number = _number(item[column.name])
+            if number is None:
+                raise DataError(f"column {column.name!r} is {item[column.name]!r}: a number is needed")
+            if column.gaps:
+                gaps.append(float(math.isnan(number)))
+            values.append(column.middle if math.isnan(number) else number)
+        codes = [float(_place(column, item[column.name])) for column in self.categories]
+        return torch.tensor([*values, *gaps, *codes], dtype=torch.float64).float()
+
+    def normalize(self) -> nn.Module:
+        """Return the module that scales numbers."""
+        return Scaled(self.numbers, [len(column.values) + 1 for column in self.categories])
+
+    def describe(self) -> str:
+        """See `Preprocess.describe`."""
+        columns = [*self.numbers, *self.categories]
+        return f"a row of {len(columns)} columns, {len(self.categories)} of them categories"
+
+
+class Scaled(nn.Module):
+    """Numbers scaled and bent, gaps as they are, categories within their range; see `TablePreprocess`.
+
+    Args:
+        numbers: columns of numbers.
+        counts: how many places each column of categories has.
+    """
+
+    middle: Tensor
+    spread: Tensor
+    last: Tensor
+
+    def __init__(self, numbers: Sequence[Numbers], counts: Sequence[int]) -> None:
+        super().__init__()
+        self.numbers = len(numbers)
+        self.gaps = sum(column.gaps for column in numbers)
+        self.register_buffer("middle", torch.tensor([one.middle for one in numbers]), persistent=False)
+        self.register_buffer("spread", torch.tensor([one.spread for one in numbers]), persistent=False)
+        self.register_buffer("last", torch.tensor([count - 1.0 for count in counts]), persistent=False)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Map raw rows `(N, F)` to what the network takes, of the same shape.
+
+        Raises:
+            DataError: another shape or dtype.
+        """
+        width = self.numbers + self.gaps + len(self.last)
+        if rows.ndim != 2 or rows.shape[1] != width or not rows.is_floating_point():
+            raise DataError(f"expected rows, float (N, {width}), got {rows.dtype} {tuple(rows.shape)}")
+        z = (rows[:, : self.numbers] - self.middle) / self.spread
+        parts = [z / torch.sqrt(1 + (z / _CLIP) ** 2)] if self.numbers else []
+        if self.gaps:
+            parts.append(rows[:, self.numbers : self.numbers + self.gaps])
+        if len(self.last):
+            codes = rows[:, self.numbers + self.gaps :]
+            parts.append(torch.minimum(torch.relu(codes), self.last))  # whatever a client sends
+        return torch.cat(parts, 1)
+
+
+@dataclass(frozen=True)
+class _Rows(Column):
+    """All columns of a table but the label, or those that are named, as one."""
+
+    def choose(
+        self, features: Mapping[str, Any], column: str | Sequence[str] | None, label: str | None
+    ) -> tuple[tuple[str, ...], str]:
+        """See `Column.choose`."""
+        named = (column,) if isinstance(column, str) else tuple(column or ())
+        for name in named:
+            if name not in features:
+                raise DataError(f"no column {name!r}{did_you_mean(name, features)}")
+        rest = {name: feature for name, feature in features.items() if name not in named}
+        found = guess_label(rest, label)
+        chosen = named or tuple(name for name in features if name not in (found, "split"))
+        if not chosen:
+            raise DataError(f"there is no column but the label, {found!r}")
+        return chosen, found
+
+    def taken(self, table: datasets.Dataset, chosen: Any) -> tuple[datasets.Dataset, str]:
+        """See `Column.taken`."""
+        if missing := [name for name in chosen if name not in table.column_names]:
+            raise DataError(f"a split has no column {missing[0]!r}: it has {_few(table.column_names)}")
+        columns = [table.with_format("arrow")[:][name].combine_chunks() for name in chosen]
+        joined = pa.StructArray.from_arrays(columns, names=list(chosen))
+        return datasets.Dataset(pa.table({"row": joined})), "row"
+
+
+ROWS = _Rows(what="row", names=(), suffixes=frozenset(), split=RowSplit)
+
+
+def _number(value: Any) -> float | None:
+    """Return a cell as a number, not a number where it is missing, None where it is none."""
+    if value is None:
+        return math.nan
+    if isinstance(value, str):
+        text = value.strip()
+        if text.lower() in _MISSING:
+            return math.nan
+        try:
+            value = float(text)
+        except ValueError:
+            return None
+    if not isinstance(value, bool | int | float | np.integer | np.floating | np.bool_):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return None if math.isinf(number) or abs(number) > np.finfo(np.float32).max else number
+
+
+def _all_numbers(values: Sequence[Any]) -> list[float] | None:
+    found = []
+    for value in values:
+        if isinstance(value, bool) or (number := _number(value)) is None:
+            return None
+        found.append(number)
+    return found
+
+
+def _numbers(name: str, values: list[float]) -> Numbers:
+    array = np.array(values)
+    known = array[~np.isnan(array)]
+    if not len(known):
+        raise DataError(f"column {name!r} is empty: leave it out by data.columns")
+    low, first, middle, third, high = np.quantile(known, [0, 0.25, 0.5, 0.75, 1])
+    spread = (third - first) or (high - low) / 2 or 1.0
+    return Numbers(name=name, middle=float(middle), spread=float(spread), gaps=bool(len(known) < len(array)))
+
+
+def _categories(name: str, values: Sequence[Any]) -> Categories:
+    counts = Counter(text for value in values if (text := _text(value)) is not None)
+    if len(counts) > max(_MOST_VALUES, 1) or (len(counts) > 50 and len(counts) > len(values) / 2):
+        raise DataError(
+            f"column {name!r} has {len(counts):,} different values in {len(values):,} rows, which is no"
+            " category: name the columns to learn from by data.columns"
+        )
+    if not counts:
+        raise DataError(f"column {name!r} is empty: leave it out by data.columns")
+    return Categories(name=name, values=tuple(sorted(counts, key=lambda value: (-counts[value], value))))
+
+
+def _text(value: Any) -> str | None:
+    """Return a cell as the name of a category: 3 and 3.0 are one; None where it is missing."""
+    if isinstance(value, float | np.floating):
+        if math.isnan(value):
+            return None
+        value = int(value) if float(value).is_integer() else float(value)
+    text = "" if value is None else str(value).strip()
+    return None if text.lower() in _MISSING else text
+
+
+def _place(column: Categories, value: Any) -> int:
+    text = _text(value)
+    return 0 if text is None or text not in column.values else 1 + column.values.index(text)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f", ... ({len(names)})" if len(names) > 8 else "")

@@ -27,7 +27,7 @@ import reskit
 from common import write_result
 from picturing import picture_bundle, read
 from reskit.backends import BACKENDS, Runner
-from reskit.backends.servable import INPUT, OUTPUT, servable
+from reskit.backends.servable import servable
 from reskit.backends.writing import largest_difference, write_checked
 from reskit.bundle import Bundle
 from reskit.data import ImagePreprocess, make_loader
@@ -134,7 +134,7 @@ def compared(
 
 def answers(runner: Runner, pixels: Tensor) -> np.ndarray:
     """Return what a runner gives, a hundred pictures at a time."""
-    return np.concatenate([runner.run({INPUT: chunk.numpy()})[OUTPUT] for chunk in pixels.split(100)])
+    return np.concatenate([runner.answer(chunk.numpy()) for chunk in pixels.split(100)])
 
 
 if __name__ == "__main__":

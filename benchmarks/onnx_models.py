@@ -24,9 +24,11 @@ from common import write_result
 from reskit.backends import Metadata, Signature, TensorSpec
 from reskit.backends.onnx_graph import to_onnx
 from reskit.backends.openvino import core
-from reskit.backends.servable import INPUT, OUTPUT, Servable, folded
+from reskit.backends.servable import OUTPUT, Servable, folded
 from reskit.backends.writing import largest_difference
 from reskit.data import ImagePreprocess
+from reskit.data.tables import Numbers, Scaled
+from reskit.data.texts import Tokens
 from reskit.models import MODELS, create_model, list_models
 
 BATCHES = (1, 3)
@@ -57,8 +59,8 @@ def main() -> None:
 
 def row(name: str, threads: int) -> dict[str, Any]:
     """Return nodes, seconds and differences of one network."""
-    sides = [min(side, LARGEST_SIDE) for side in MODELS.get(name).input_size[1:]]
-    model, metadata = network(name, (sides[0], sides[1]))
+    model, metadata = network(name)
+    spec = metadata.signature.inputs[0]
     start = time.perf_counter()
     proto = to_onnx(model, metadata)
     seconds = time.perf_counter() - start
@@ -67,14 +69,14 @@ def row(name: str, threads: int) -> dict[str, Any]:
     runs = {"onnxruntime": by_onnxruntime(serialized, threads), "openvino": by_openvino(serialized, threads)}
     differences: dict[str, list[float]] = {runtime: [] for runtime in runs}
     for batch in BATCHES:
-        pixels = np.random.default_rng(batch).integers(0, 256, (batch, 3, *sides), np.uint8)
+        raw = noise(spec, batch)
         with torch.inference_mode():
-            expected = model(torch.from_numpy(pixels)).numpy()
+            expected = model(torch.from_numpy(raw)).numpy()
         for runtime, run in runs.items():
-            differences[runtime].append(largest_difference(run(pixels), expected))
+            differences[runtime].append(largest_difference(run({spec.name: raw}), expected))
     return {
         "name": name,
-        "pixels": sides,
+        "input": list(spec.shape[1:]),
         "nodes": len(proto.graph.node),
         "mib": round(len(serialized) / 2**20, 1),
         "export_seconds": round(seconds, 1),
@@ -82,18 +84,28 @@ def row(name: str, threads: int) -> dict[str, Any]:
     }
 
 
-def network(name: str, size: tuple[int, int]) -> tuple[Servable, Metadata]:
+def network(name: str) -> tuple[Servable, Metadata]:
     """Return a network as it is served, and what its file would say."""
     torch.manual_seed(0)
-    model = create_model(name)
+    entry = MODELS.get(name)
+    model = create_model(name, in_channels=3 if len(entry.input_size) == 3 else entry.in_channels)
     for norm in model.modules():
-        if isinstance(norm, nn.BatchNorm2d):
+        if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d):
             norm.momentum = 1.0
-    preprocess = ImagePreprocess(size=size)
+    if entry.task == "text":
+        spec = TensorSpec(name="tokens", dtype="int32", shape=(None, *entry.input_size))
+        normalize: nn.Module = Tokens(entry.in_channels)
+    elif entry.task == "tabular":
+        spec = TensorSpec(name="row", dtype="float32", shape=(None, *entry.input_size))
+        normalize = Scaled([Numbers(name="", middle=0, spread=1)] * entry.in_channels, [])
+    else:
+        size = [min(side, LARGEST_SIDE) for side in entry.input_size[1:]]
+        spec = TensorSpec(name="image", dtype="uint8", shape=(None, 3, *size))
+        normalize = ImagePreprocess(size=(size[0], size[1])).normalize()
     with torch.no_grad():
-        model(torch.randn(4, 3, *size))
+        model(normalize(torch.from_numpy(noise(spec, 4))))
     signature = Signature(
-        inputs=(TensorSpec(name=INPUT, dtype="uint8", shape=(None, 3, *size)),),
+        inputs=(spec,),
         outputs=(TensorSpec(name=OUTPUT, dtype="float32", shape=(None, model.num_classes)),),
     )
     metadata = Metadata(
@@ -105,7 +117,15 @@ def network(name: str, size: tuple[int, int]) -> tuple[Servable, Metadata]:
         bundle="",
         library="",
     )
-    return Servable(preprocess.normalize(), folded(model)).eval(), metadata
+    return Servable(normalize, folded(model)).eval(), metadata
+
+
+def noise(spec: TensorSpec, batch: int) -> np.ndarray:
+    """Return a batch of raw input: numbers of a normal distribution, else whole ones from 0 to 255."""
+    random, shape = np.random.default_rng(batch), [batch, *(side or 1 for side in spec.shape[1:])]
+    if spec.dtype == "float32":
+        return random.standard_normal(shape, np.float32)
+    return random.integers(0, 256, shape).astype(spec.dtype)
 
 
 def by_onnxruntime(serialized: bytes, threads: int) -> Any:
@@ -113,14 +133,14 @@ def by_onnxruntime(serialized: bytes, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(serialized, options)
-    return lambda pixels: session.run([OUTPUT], {INPUT: pixels})[0]
+    return lambda inputs: session.run([OUTPUT], inputs)[0]
 
 
 def by_openvino(serialized: bytes, threads: int) -> Any:
     """Return a call that runs the graph in OpenVINO."""
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
     compiled = core().compile_model(core().read_model(serialized), "CPU", settings)
-    return lambda pixels: compiled({INPUT: pixels})[OUTPUT]
+    return lambda inputs: compiled(inputs)[OUTPUT]
 
 
 if __name__ == "__main__":

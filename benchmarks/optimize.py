@@ -24,7 +24,6 @@ import reskit
 from common import write_result
 from picturing import picture_bundle
 from reskit.backends import BACKENDS
-from reskit.backends.servable import INPUT, OUTPUT
 from reskit.backends.writing import write_checked
 from reskit.bundle import Bundle
 from reskit.data import choose_mode, make_loader
@@ -84,7 +83,7 @@ def whole_split(bundle: Bundle, data: Path) -> list[dict[str, Any]]:
             with backend.load(path) as runner:
                 metrics, _ = measure(
                     lambda batch, runner=runner: torch.from_numpy(
-                        runner.run({INPUT: batch["image"].contiguous().numpy()})[OUTPUT]
+                        runner.answer(batch["image"].contiguous().numpy())
                     ),
                     loader,
                     bundle.task,

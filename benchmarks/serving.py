@@ -39,7 +39,6 @@ import numpy as np
 import reskit
 from common import write_result
 from reskit.backends.plan import Goal
-from reskit.backends.servable import INPUT
 from reskit.environment import usable_cores
 from reskit.serving import Settings
 from reskit.serving.predictor import Predictor
@@ -157,7 +156,7 @@ def overhead(bundles: Mapping[str, Path], rounds: int) -> dict[str, Any]:
         for name, path in bundles.items():
             predictor = Predictor.load(path, Settings(engine="latency"))
             shape = _shape(path)
-            pixels = {INPUT: np.zeros((1, *shape), np.uint8)}
+            pixels = {"image": np.zeros((1, *shape), np.uint8)}
             rows = []
             for _ in range(rounds):
                 times = []
@@ -298,7 +297,7 @@ def _process(command: list[str], url: str) -> Iterator[subprocess.Popen[str]]:
 
 def raw(predictor: Predictor) -> float:
     """Return images a second of the engine's runs, as many at a time as the service would have."""
-    pixels = {INPUT: np.zeros((predictor.max_batch, *_shape(predictor.bundle.path)), np.uint8)}
+    pixels = {"image": np.zeros((predictor.max_batch, *_shape(predictor.bundle.path)), np.uint8)}
     end, done = time.perf_counter() + SECONDS, [0] * predictor.workers
 
     def work(place: int) -> None:

@@ -108,16 +108,16 @@ def residuals(model: nn.Module) -> list[Residual]:
 def test_every_name_on_meta(name: str) -> None:
     entry = MODELS.get(name)
     with torch.device("meta"):
-        model = create_model(name, in_channels=entry.input_size[0]).eval()
+        model = create_model(name, in_channels=entry.in_channels).eval()
         assert entry.parameters == numbers(model)
-        outputs = model(torch.zeros(2, *entry.input_size))
+        outputs = model(entry.zeros(2))
         assert len(outputs) == 2
-        if entry.task == "classify" and entry.num_classes is not None:
+        if entry.num_classes is not None and entry.task in ("classify", "text", "tabular"):
             assert outputs.shape == (2, entry.num_classes)
-        height, width = entry.input_size[1:]
-        maps = model.feature_maps(torch.zeros(2, *entry.input_size))
+        sides = {"text": entry.input_size, "tabular": ()}.get(entry.task, entry.input_size[1:])
+        maps = model.feature_maps(entry.zeros(2))
         assert [tuple(m.shape) for m in maps] == [
-            (2, c, height // s, width // s) for c, s in zip(model.channels, model.strides, strict=True)
+            (2, c, *(side // s for side in sides)) for c, s in zip(model.channels, model.strides, strict=True)
         ]
         rebuilt = create_model(**json.loads(json.dumps(model.architecture)))
     assert str(rebuilt) == str(model)

@@ -50,7 +50,7 @@ SIDE = 32
 
 
 def test_every_family_is_here() -> None:
-    families = {MODELS.get(name).build for name in MODELS}
+    families = {MODELS.get(name).build for name in MODELS if len(MODELS.get(name).input_size) == 3}
     assert families == {MODELS.get(name).build for name in SHALLOW}
 
 

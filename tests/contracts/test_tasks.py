@@ -172,7 +172,7 @@ def test_padded_samples_are_not_counted_twice(trained: Trained) -> None:
 
 
 def test_predictions_have_the_documented_columns(trained: Trained, tmp_path: Path) -> None:
-    found = reskit.predict(trained.bundle, trained.data / trained.case.pictures, save=tmp_path / "saved")
+    found = reskit.predict(trained.bundle, trained.data / trained.case.given, save=tmp_path / "saved")
     assert len(found) == 5
     assert tuple(trained.task.blank) == trained.case.columns
     for row in found:
@@ -189,6 +189,8 @@ def test_predictions_have_the_documented_columns(trained: Trained, tmp_path: Pat
 
 def test_a_picture_of_any_kind_is_answered(trained: Trained) -> None:
     """Larger, smaller, of another shape, in colour, with a palette, of 16 bits."""
+    if trained.task.takes != "image":
+        pytest.skip(f"takes a {trained.task.takes}")
     noise = np.random.default_rng(0).integers(0, 256, (70, 45, 3), np.uint8)
     colour = Image.fromarray(noise)
     deep = Image.fromarray(noise[..., 0].astype(np.uint16) * 257)
@@ -197,20 +199,32 @@ def test_a_picture_of_any_kind_is_answered(trained: Trained) -> None:
     assert [row["error"] for row in rows] == [None] * 5
 
 
-def test_a_corrupt_picture_is_a_row_with_an_error(trained: Trained, tmp_path: Path) -> None:
-    good = next(iter(sorted(trained.data.glob(trained.case.pictures))))
-    shutil.copy(good, tmp_path / "good.png")
-    (tmp_path / "bad.png").write_bytes(good.read_bytes()[:40])
+def test_a_corrupt_file_is_a_row_with_an_error(trained: Trained, tmp_path: Path) -> None:
+    if trained.task.takes in ("text", "table"):
+        pytest.skip("a file of these is many examples, or any bytes that are text")
+    good = next(iter(sorted(trained.data.glob(trained.case.given))))
+    shutil.copy(good, tmp_path / f"good{good.suffix}")
+    (tmp_path / f"bad{good.suffix}").write_bytes(good.read_bytes()[:40])
     bad, fine = reskit.predict(trained.bundle, tmp_path)
-    assert "bad.png" in bad["error"]
+    assert f"bad{good.suffix}" in bad["error"]
+    assert {name: bad[name] for name in trained.case.columns} == dict(trained.task.blank)
+    assert fine["error"] is None
+
+
+def test_what_is_no_example_is_a_row_with_an_error(trained: Trained) -> None:
+    good = next(trained.task.find(trained.data / trained.case.given, recursive=True)).item
+    bad, fine = reskit.predict(trained.bundle, [object(), good])
+    assert "cannot predict for object" in bad["error"]
     assert {name: bad[name] for name in trained.case.columns} == dict(trained.task.blank)
     assert fine["error"] is None
 
 
 def test_an_answer_does_not_depend_on_its_neighbours(trained: Trained) -> None:
-    pictures = sorted(trained.data.glob(trained.case.pictures))
-    for picture, row in zip(pictures, reskit.predict(trained.bundle, pictures), strict=True):
-        alone = reskit.predict(trained.bundle, picture)[0]
+    found = list(trained.task.find(trained.data / trained.case.given, recursive=True))
+    rows = reskit.predict(trained.bundle, [entry.item for entry in found])
+    assert len(rows) == 5
+    for entry, row in zip(found, rows, strict=True):
+        alone = reskit.predict(trained.bundle, entry.item)[0]
         assert list(numbers(row)) == pytest.approx(list(numbers(alone)), abs=1e-3)
 
 
@@ -236,10 +250,14 @@ def test_it_runs_elsewhere_as_here(trained: Trained, tmp_path: Path) -> None:
     assert max(written.differences.values()) < 1e-4
 
 
-def test_no_output_is_nan_for_black_and_white(trained: Trained) -> None:
-    preprocess = trained.task.preprocess
-    for level in (0, 255):
-        pixels = torch.full((1, preprocess.channels, *preprocess.size), float(level))
+def test_no_output_is_nan_for_extreme_input(trained: Trained) -> None:
+    """Black and white, tokens that no text has, numbers that are as large as they can be."""
+    task = trained.task
+    levels = (0.0, 255.0) if task.takes in ("image", "audio") else (0.0, -(2.0**30), 2.0**30)
+    if task.dtype == "float32" and task.takes == "table":
+        levels = (*levels, torch.finfo(torch.float32).max)
+    for level in levels:
+        raw = torch.full((1, *task.preprocess.shape), level).to(getattr(torch, task.dtype))
         with torch.inference_mode():
-            outputs = trained.bundle.model.eval()(trained.task.inputs({"image": pixels}))
+            outputs = trained.bundle.model.eval()(task.inputs({task.raw: raw}))
         assert outputs.isfinite().all()

@@ -200,7 +200,9 @@ def test_unwritable_place(task: Classify, source: Source, tmp_path: Path) -> Non
 
 def test_table_for_the_terminal() -> None:
     stream = io.StringIO()
-    Console(width=120, file=stream).print(metrics_table("classify", {"f1": 0.25, "top1": 0.5, "own": 1.0}, "test"))
+    Console(width=120, file=stream).print(
+        metrics_table("classify", {"f1": 0.25, "top1": 0.5, "own": 1.0}, "test")
+    )
     text = stream.getvalue()
     assert text.index("top1") < text.index("f1") < text.index("own")
     assert "0.2500" in text

@@ -23,7 +23,7 @@ _LOUDNESS = 80.0
 
 
 class AudioPreprocess(ImagePreprocess):
-    """A recording as a grey picture: frequencies from low (above) to high over time, louder is brighter.
+    """A recording as a grey picture: frequencies, the low ones below, over time; louder is brighter.
 
     Power in bands that are triangles on the mel scale (O'Shaughnessy 1987: ``2595 log10(1 + f / 700)``), in
     decibels below the loudest place of the recording, of which 80 become 255 levels; so loudness as a whole
@@ -96,7 +96,8 @@ class AudioPreprocess(ImagePreprocess):
         if loudest <= 0:  # silence
             return torch.zeros(1, *self.size, dtype=torch.uint8)
         decibels = 10 * torch.log10(torch.clamp(power / loudest, min=10 ** (-_LOUDNESS / 10)))
-        return ((decibels + _LOUDNESS) * (255 / _LOUDNESS)).round().to(torch.uint8)[None]
+        levels = ((decibels + _LOUDNESS) * (255 / _LOUDNESS)).round().to(torch.uint8)
+        return levels.flip(0)[None]
 
     def fit(self, image: Tensor) -> Tensor:
         """Return a picture as it is: it was made of the size wanted."""

@@ -24,8 +24,10 @@ from reskit.errors import ConfigError, DataError, did_you_mean
 __all__ = ["ROWS", "Categories", "Numbers", "RowSplit", "Scaled", "TablePreprocess"]
 
 _MISSING = frozenset({"", "na", "n/a", "nan", "none", "null", "?"})
-_MOST_VALUES = 1_000
-_CLIP = 3.0
+_MOST_VALUES = 255
+"""Of a column of categories: with the place for all others they are counted exactly in bf16 too."""
+_CLIP, _FAR = 3.0, 1e6
+"""Where numbers are bent to, and beyond which nothing changes, so that squares are finite."""
 
 
 class RowSplit(LabelledSplit):
@@ -89,7 +91,7 @@ class Categories(BaseModel):
 
     Attributes:
         name: of the column.
-        values: of the training rows, the most frequent first; any other is as one that is missing.
+        values: of the training rows, the 255 most frequent, these first; any other is as one that is missing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -155,6 +157,11 @@ class TablePreprocess(Preprocess):
         return (self.channels + len(self.categories),)
 
     @property
+    def names(self) -> list[str]:
+        """Of the columns a row must have."""
+        return [column.name for column in self.numbers] + [column.name for column in self.categories]
+
+    @property
     def _gaps(self) -> list[Numbers]:
         return [column for column in self.numbers if column.gaps]
 
@@ -172,7 +179,7 @@ class TablePreprocess(Preprocess):
             raise DataError(
                 f"cannot read a row from {type(item).__name__}: give its cells by the columns' names"
             )
-        known = [column.name for column in self.numbers] + [column.name for column in self.categories]
+        known = self.names
         if missing := [name for name in known if name not in item]:
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
             raise DataError(
@@ -195,8 +202,7 @@ class TablePreprocess(Preprocess):
 
     def describe(self) -> str:
         """See `Preprocess.describe`."""
-        columns = [*self.numbers, *self.categories]
-        return f"a row of {len(columns)} columns, {len(self.categories)} of them categories"
+        return f"a row of {len(self.names)} columns, {len(self.categories)} of them categories"
 
 
 class Scaled(nn.Module):
@@ -228,8 +234,8 @@ class Scaled(nn.Module):
         width = self.numbers + self.gaps + len(self.last)
         if rows.ndim != 2 or rows.shape[1] != width or not rows.is_floating_point():
             raise DataError(f"expected rows, float (N, {width}), got {rows.dtype} {tuple(rows.shape)}")
-        z = (rows[:, : self.numbers] - self.middle) / self.spread
-        parts = [z / torch.sqrt(1 + (z / _CLIP) ** 2)] if self.numbers else []
+        z = ((rows[:, : self.numbers] - self.middle) / self.spread).clamp(-_FAR, _FAR)
+        parts = [z * torch.rsqrt(1 + z * z / _CLIP**2)] if self.numbers else []
         if self.gaps:
             parts.append(rows[:, self.numbers : self.numbers + self.gaps])
         if len(self.last):
@@ -311,14 +317,15 @@ def _numbers(name: str, values: list[float]) -> Numbers:
 
 def _categories(name: str, values: Sequence[Any]) -> Categories:
     counts = Counter(text for value in values if (text := _text(value)) is not None)
-    if len(counts) > max(_MOST_VALUES, 1) or (len(counts) > 50 and len(counts) > len(values) / 2):
+    if len(counts) > 50 and len(counts) > len(values) / 2:
         raise DataError(
             f"column {name!r} has {len(counts):,} different values in {len(values):,} rows, which is no"
             " category: name the columns to learn from by data.columns"
         )
     if not counts:
         raise DataError(f"column {name!r} is empty: leave it out by data.columns")
-    return Categories(name=name, values=tuple(sorted(counts, key=lambda value: (-counts[value], value))))
+    frequent = sorted(counts, key=lambda value: (-counts[value], value))[:_MOST_VALUES]
+    return Categories(name=name, values=tuple(frequent))
 
 
 def _text(value: Any) -> str | None:

@@ -128,7 +128,7 @@ register_family(
     {
         "tabular_resnet": (
             {"dropout": 0.2},
-            0,
+            203_010,
             "Gorishniy et al., Revisiting Deep Learning Models for Tabular Data, 2021, arXiv:2106.11959",
         )
     },

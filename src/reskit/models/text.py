@@ -155,7 +155,7 @@ def _deep(*depths: int) -> dict[str, Any]:
 
 register_family(
     TextResNet,
-    {"text_resnet8": ({"dropout": 0.5, "token_dropout": 0.1}, 0, _KIM)},
+    {"text_resnet8": ({"dropout": 0.5, "token_dropout": 0.1}, 2_939_394, _KIM)},
     num_classes=2,
     in_channels=20_000,
     input_size=(64,),
@@ -164,9 +164,9 @@ register_family(
 register_family(
     TextResNet,
     {
-        "char_resnet9": (_deep(1, 1, 1, 1), 0, _CONNEAU),
-        "char_resnet17": (_deep(2, 2, 2, 2), 0, _CONNEAU),
-        "char_resnet29": (_deep(5, 5, 2, 2), 0, _CONNEAU),
+        "char_resnet9": (_deep(1, 1, 1, 1), 1_756_802, _CONNEAU),
+        "char_resnet17": (_deep(2, 2, 2, 2), 3_849_602, _CONNEAU),
+        "char_resnet29": (_deep(5, 5, 2, 2), 4_220_546, _CONNEAU),
     },
     num_classes=2,
     in_channels=_CHARACTERS,

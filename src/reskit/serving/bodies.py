@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from reskit.serving.faults import BadRequestError, BusyError, SlowBodyError, TooLargeError
 from reskit.serving.settings import Settings
+from reskit.serving.uploads import Sent
 
 __all__ = ["Bodies", "compress", "form_of", "uploads_of"]
 
@@ -21,6 +22,8 @@ _AT_ONCE = 8
 _PIECE = 1 << 18
 _WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 _WORTH = 1024
+_ENDS = {"text/csv": ".csv", "text/tab-separated-values": ".tsv"}
+"""Of names of bodies, by what they are said to be."""
 
 
 class Bodies:
@@ -114,20 +117,22 @@ def compress(body: bytes, accepted: str) -> tuple[bytes, str | None]:
     return deflate.compress(body) + deflate.flush(), encoding
 
 
-async def uploads_of(body: bytes, headers: Headers) -> list[tuple[str, bytes]]:
-    """Return the files of a form, or the body itself as the one file, each with its name.
+async def uploads_of(body: bytes, headers: Headers) -> list[Sent]:
+    """Return the files of a form, or its texts where it has no files, or the body itself as the one file.
 
     Raises:
-        BadRequestError: the form is malformed or holds no file.
+        BadRequestError: the form is malformed or holds nothing.
     """
-    if not headers.get("content-type", "").lower().startswith("multipart/form-data"):
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "multipart/form-data":
         if not body:
-            raise BadRequestError("the body is empty: send an image, or a form with files")
-        return [("body", body)]
-    _, files = await form_of(body, headers)
-    if not files:
+            raise BadRequestError("the body is empty: send an image, a recording, a text, a table, or a form")
+        return [Sent(f"body{_ENDS.get(kind, '')}", body)]
+    fields, files = await form_of(body, headers)
+    sent = [Sent(*file) for file in files] or [Sent(*field) for field in fields.items()]
+    if not sent:
         raise BadRequestError("the form holds no file")
-    return files
+    return sent
 
 
 async def form_of(body: bytes, headers: Headers) -> tuple[dict[str, str], list[tuple[str, bytes]]]:

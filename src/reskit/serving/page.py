@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from reskit.serving.openapi import ERRORS, operations
 from reskit.serving.records import note_failure
 from reskit.serving.service import Service
 from reskit.serving.showing import shown
+from reskit.serving.uploads import Sent
 from reskit.watching.words import duration, rate, seconds
 
 __all__ = ["add_page", "credentials_of", "is_of_page", "sign_in_page"]
@@ -57,9 +58,12 @@ _HTMX = {  # nothing that a page may not do by the policy above; answers that ar
     "includeIndicatorStyles": False,
     "selfRequestsOnly": True,
     "historyEnabled": False,
+    "attributesToSettle": ["class", "width", "height"],  # a style would be inline
     "responseHandling": [{"code": ".*", "swap": True}],
 }
 _LONGEST_TOKEN = 4096
+_WRITTEN = {"text": "what you wrote", "table": "what you wrote.csv"}
+"""Names of what may be written into the form, by what a model takes."""
 _NONE: Mapping[str, str] = {}
 
 
@@ -141,10 +145,9 @@ def add_page(app: FastAPI, service: Service, bodies: Bodies) -> None:
             async with bodies.read(request) as body:
                 fields, files = await form_of(body, request.headers)
                 model, explain = fields.get("model", ""), fields.get("explain") == "yes"
-                if len(files) != 1 or not files[0][1]:
-                    raise BadRequestError("choose one file")
+                sent = _sent(service, model, fields, files)
                 result = _render(
-                    "result.html", error="", **await shown(service, model, files[0], explain=explain)
+                    "result.html", error="", **await shown(service, model, sent, explain=explain)
                 )
         except ServingError as error:
             service.metrics.failed(error.kind)
@@ -157,6 +160,25 @@ def add_page(app: FastAPI, service: Service, bodies: Bodies) -> None:
         if request.headers.get("hx-request") == "true":
             return _html(result, status, headers)
         return _whole(service, model, result=result, explain=explain, status=status, headers=headers)
+
+
+def _sent(
+    service: Service, model: str, fields: Mapping[str, str], files: Sequence[tuple[str, bytes]]
+) -> Sent:
+    """Return what a form asks about: its one file, else what was written into it.
+
+    Raises:
+        BadRequestError: it is neither.
+    """
+    given = [Sent(*file) for file in files if file[1]]
+    takes = service.models.get(service.one(model), "").predictor.bundle.task.takes
+    if not given and takes in _WRITTEN and fields.get("text", "").strip():
+        return Sent(_WRITTEN[takes], fields["text"])
+    if len(given) != 1:
+        raise BadRequestError(
+            "write something, or choose one file" if takes in _WRITTEN else "choose one file"
+        )
+    return given[0]
 
 
 def _add_sign_in(app: FastAPI, service: Service, bodies: Bodies) -> None:

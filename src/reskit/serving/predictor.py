@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,16 +22,13 @@ from reskit.data.images import HEADER_ERRORS
 from reskit.drift import DriftProfile
 from reskit.environment import usable_cores
 from reskit.errors import DataError
-from reskit.serving.faults import BadRequestError, EngineError, TooLargeError
+from reskit.serving.faults import BadRequestError, EngineError
 from reskit.serving.settings import Settings
 
-__all__ = ["Predictor", "data_url", "open_upload"]
+__all__ = ["Predictor", "data_url"]
 
 MAX_BATCH = 16
 """Examples at once where nobody measured what is fastest."""
-
-# Those whose decoders are in Pillow itself and start no program, as that of EPS does.
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 class _Eager(Runner):
@@ -88,9 +85,11 @@ class Predictor:
 
         Raises:
             BundleError: it is not a good bundle.
+            MissingExtraError: what reads its examples is not installed.
             BackendError: there is no plan for this machine though one was asked for, or it is damaged.
         """
         bundle = Bundle.load(path)
+        bundle.task.check_installed()
         profile = DriftProfile.of(bundle)
         if settings.engine == "eager" or (settings.engine == "auto" and plan_time(path) is None):
             runner: Runner = _Eager(bundle)
@@ -135,43 +134,47 @@ class Predictor:
         """Return the outputs of a batch; see `Runner.run`."""
         return self.runner.run(inputs)
 
-    def read(self, picture: Image.Image) -> Tensor:
-        """Return an image as the task reads it, uint8 `(C, h, w)`.
+    def read(self, content: Any) -> Tensor:
+        """Return an example as the task reads it, an image as uint8 `(C, h, w)`.
 
         Raises:
-            BadRequestError: its pixels cannot be read.
+            BadRequestError: it cannot be read.
         """
         try:
-            return self.bundle.task.read(picture)
+            return self.bundle.task.read(content)
         except (DataError, *HEADER_ERRORS) as error:
             raise BadRequestError(str(error)) from None
 
-    def record(
-        self, image: Tensor, answer: Callable[[np.ndarray], np.ndarray], *, pictures: bool = False
-    ) -> dict[str, Any]:
-        """Return the record of an image that `read` gave.
+    def records(
+        self,
+        examples: Sequence[Tensor],
+        answer: Callable[[np.ndarray], np.ndarray],
+        *,
+        pictures: bool = False,
+    ) -> list[dict[str, Any]]:
+        """Return the record of each example.
 
         Args:
-            image: uint8 `(C, h, w)`.
-            answer: raw pixels `(N, C, H, W)`, at most `max_batch` at once, to outputs.
+            examples: of one shape, as `read` gave them.
+            answer: raw input `(N, ...)`, at most `max_batch` at once, to outputs.
             pictures: add `pictures`: what is worth a picture of the answer, such as a mask, as data URLs.
 
         Raises:
             EngineError: the outputs are not finite.
         """
         task = self.bundle.task
-        outputs = task.outputs(self._network(answer), image[None])
+        outputs = task.outputs(self._network(answer), torch.stack(list(examples)))
         if not outputs.isfinite().all():
             raise EngineError("the network's output is not finite: its weights are damaged")
-        record = task.decode(outputs)[0]
-        if pictures:
-            drawn = task.pictures(image, outputs)
-            record["pictures"] = {name: data_url(picture) for name, picture in drawn.items()}
-        return record
+        records = task.decode(outputs)
+        for place, example in enumerate(examples if pictures else ()):
+            drawn = task.pictures(example, outputs[place : place + 1])
+            records[place]["pictures"] = {name: data_url(picture) for name, picture in drawn.items()}
+        return records
 
     def _network(self, answer: Callable[[np.ndarray], np.ndarray]) -> Answers:
-        def network(pixels: Tensor) -> Tensor:
-            pieces = [answer(piece.contiguous().numpy()) for piece in torch.split(pixels, self.max_batch)]
+        def network(raw: Tensor) -> Tensor:
+            pieces = [answer(piece.contiguous().numpy()) for piece in torch.split(raw, self.max_batch)]
             return torch.from_numpy(np.concatenate(pieces))
 
         return network
@@ -186,23 +189,3 @@ def data_url(picture: np.ndarray | Image.Image) -> str:
     held = io.BytesIO()
     (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(held, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
-
-
-def open_upload(data: bytes, max_pixels: int) -> Image.Image:
-    """Open an uploaded image; its header is read, its pixels are not.
-
-    Raises:
-        TooLargeError: it has more pixels than `max_pixels`.
-        BadRequestError: it is no image of a format that is taken.
-    """
-    try:
-        picture = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except HEADER_ERRORS as error:
-        if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-            raise TooLargeError(f"the image has too many pixels: {error}") from None
-        raise BadRequestError(f"not an image of one of the formats {', '.join(_FORMATS)}") from None
-    if picture.width * picture.height > max_pixels:
-        raise TooLargeError(
-            f"the image has {picture.width} x {picture.height} pixels, this service takes {max_pixels:,}"
-        )
-    return picture

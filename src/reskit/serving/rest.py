@@ -21,11 +21,12 @@ from reskit.serving.bodies import Bodies, compress, uploads_of
 from reskit.serving.faults import BadRequestError, ServingError, headers_of
 from reskit.serving.openapi import answers, describe_errors, health
 from reskit.serving.page import add_page, credentials_of, is_of_page, sign_in_page
-from reskit.serving.platforms.instances import LENGTH, document_of
+from reskit.serving.platforms.instances import LENGTH, document_of, sent_of
 from reskit.serving.platforms.routes import add_platform, open_routes
 from reskit.serving.protocol import InferBody, infer_request, infer_response
 from reskit.serving.records import Record, note_failure
 from reskit.serving.service import Service
+from reskit.serving.uploads import Sent
 
 __all__ = ["make_app"]
 
@@ -41,7 +42,7 @@ def make_app(service: Service) -> FastAPI:
     app = FastAPI(
         title="reskit",
         version=reskit.__version__,
-        description="Residual networks by the Open Inference Protocol, version 2, and by image upload.",
+        description="Residual networks by the Open Inference Protocol, version 2, and by upload.",
         docs_url=None,  # the page has its own, which asks no other host
         redoc_url=None,
     )
@@ -269,10 +270,13 @@ def _add_inference(app: FastAPI, service: Service, bodies: Bodies) -> None:
     async def predict(
         request: Request, model: str = "", version: str = "", pictures: bool = False
     ) -> Response:
-        """Ask a model about images: labels, or whatever its task answers, as `reskit predict` does."""
+        """Ask a model about images, recordings, texts or rows: labels, or whatever its task answers."""
         async with bodies.read(request) as body:
-            uploads = await uploads_of(body, request.headers)
-            answer = await service.predict(model, version, uploads, pictures=pictures)
+            if request.headers.get("content-type", "").startswith("application/json"):
+                sent = _instances(document_of(body))
+            else:
+                sent = await uploads_of(body, request.headers)
+            answer = await service.predict(model, version, sent, pictures=pictures)
         return Response(to_json(answer, inf_nan_mode="null"), media_type="application/json")
 
 
@@ -290,6 +294,13 @@ def _body_of(model: Any) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": inlined(schema)}}}}
 
 
+def _instances(document: dict[str, Any]) -> list[Sent]:
+    instances = document.get("instances")
+    if not isinstance(instances, list) or not instances:
+        raise BadRequestError("'instances' must be a list that is not empty")
+    return sent_of(instances)
+
+
 _FILE = {"type": "string", "format": "binary"}
 _UPLOAD = {
     "requestBody": {
@@ -299,6 +310,16 @@ _UPLOAD = {
                 "schema": {"type": "object", "required": ["file"], "properties": {"file": _FILE}}
             },
             "image/*": {"schema": _FILE},
+            "audio/*": {"schema": _FILE},
+            "text/plain": {"schema": {"type": "string"}},
+            "text/csv": {"schema": {"type": "string"}},
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["instances"],
+                    "properties": {"instances": {"type": "array", "minItems": 1, "items": {}}},
+                }
+            },
         },
     }
 }

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from reskit.backends.servable import OUTPUT
 from reskit.errors import InputError, ReskitError
@@ -25,12 +26,12 @@ from reskit.serving.faults import BadRequestError, BusyError, DeadlineError, Not
 from reskit.serving.history import History
 from reskit.serving.metrics import Metrics
 from reskit.serving.models import Model, Repository
-from reskit.serving.predictor import open_upload
 from reskit.serving.protocol import InferRequest, InferResponse, Output, Wanted, classified
 from reskit.serving.records import Recorder, note_model, note_stage
 from reskit.serving.security import Tokens
 from reskit.serving.settings import Settings
 from reskit.serving.traces import traces_asked
+from reskit.serving.uploads import Item, Sent, open_sent
 
 __all__ = ["Service"]
 
@@ -119,9 +120,9 @@ class Service:
                 )
 
     async def predict(
-        self, name: str, version: str, uploads: Sequence[tuple[str, bytes]], *, pictures: bool = False
+        self, name: str, version: str, uploads: Sequence[Sent], *, pictures: bool = False
     ) -> dict[str, Any]:
-        """Answer for uploaded images as `reskit.predict` does; one that cannot be read has an error.
+        """Answer for what was sent as `reskit.predict` does; an example that cannot be read has an error.
 
         Raises:
             ServingError: it is refused, or not one could be answered.
@@ -143,7 +144,7 @@ class Service:
     async def _predict(
         self,
         model: Model,
-        uploads: Sequence[tuple[str, bytes]],
+        uploads: Sequence[Sent],
         deadline: float,
         pictures: bool,
         protocol: str,
@@ -152,9 +153,10 @@ class Service:
         began = time.perf_counter()
         async with model.used():
             with self._counted(model, protocol):
-                rows = await asyncio.gather(
-                    *(self._row(model, *upload, deadline, pictures) for upload in uploads)
+                answered = await asyncio.gather(
+                    *(self._rows(model, upload, deadline, pictures) for upload in uploads)
                 )
+                rows = [row for several in answered for row in several]
                 failed = [error for _, error in rows if error is not None]
                 if len(failed) == len(rows):
                     raise failed[0]
@@ -290,27 +292,23 @@ class Service:
                 )
         return request.wanted or [Wanted(name=name, binary=request.binary) for name in names]
 
-    async def _row(
-        self, model: Model, filename: str, data: bytes, deadline: float, pictures: bool
-    ) -> tuple[dict[str, Any], ServingError | None]:
-        """Return the row of one upload, and why it has no record."""
+    async def _rows(
+        self, model: Model, sent: Sent, deadline: float, pictures: bool
+    ) -> list[tuple[dict[str, Any], ServingError | None]]:
+        """Return the rows of what was sent at once, each with why it has no record."""
         loop = asyncio.get_running_loop()
-        blank = model.predictor.bundle.task.blank
-        try:
-            asked = contextvars.copy_context()  # threads have none of their own
-            read = partial(asked.run, self._record, model, data, deadline, pictures, loop)
-            record = await loop.run_in_executor(self._readers, read)
-        except ServingError as error:
-            return {"input": filename, **blank, "error": str(error)}, error
-        return {"input": filename, **record, "error": None}, None
+        asked = contextvars.copy_context()  # threads have none of their own
+        answer = partial(asked.run, self._answered, model, sent, deadline, pictures, loop)
+        return await loop.run_in_executor(self._readers, answer)
 
-    def _record(
-        self, model: Model, data: bytes, deadline: float, pictures: bool, loop: asyncio.AbstractEventLoop
-    ) -> dict[str, Any]:
-        """Read one upload and answer it; runs in a thread, the network's part goes through the batcher."""
+    def _answered(
+        self, model: Model, sent: Sent, deadline: float, pictures: bool, loop: asyncio.AbstractEventLoop
+    ) -> list[tuple[dict[str, Any], ServingError | None]]:
+        """Read and answer what was sent; runs in a thread, the network's part goes through the batcher."""
+        task = model.predictor.bundle.task
 
         def answer(raw: np.ndarray) -> np.ndarray:
-            waiting = model.infer({model.predictor.bundle.task.raw: raw}, len(raw), deadline)
+            waiting = model.infer({task.raw: raw}, len(raw), deadline)
             answered = asyncio.run_coroutine_threadsafe(waiting, loop)
             try:
                 return answered.result(max(0.0, deadline - loop.time()) + 5).outputs[OUTPUT]
@@ -318,14 +316,28 @@ class Service:
                 answered.cancel()
                 raise DeadlineError("no answer in time") from None
 
-        if loop.time() > deadline:
-            raise DeadlineError("no answer in time")
-        began = time.perf_counter()
-        image = model.predictor.read(open_upload(data, self.settings.max_pixels))
-        seconds = time.perf_counter() - began
-        note_stage("preprocess", int(seconds * 1e9))
-        loop.call_soon_threadsafe(model.metrics.preprocessed, seconds)
-        return model.predictor.record(image, answer, pictures=pictures)
+        def failed(name: str, error: ServingError) -> tuple[dict[str, Any], ServingError]:
+            return {"input": name, **task.blank, "error": str(error)}, error
+
+        try:
+            if loop.time() > deadline:
+                raise DeadlineError("no answer in time")
+            began = time.perf_counter()
+            items = open_sent(sent, task.takes, self.settings.max_pixels)
+            read = [_read(model, item) for item in items]
+            seconds = time.perf_counter() - began
+            note_stage("preprocess", int(seconds * 1e9))
+            loop.call_soon_threadsafe(model.metrics.preprocessed, seconds)
+            good = [one for one in read if not isinstance(one, ServingError)]
+            records = iter(model.predictor.records(good, answer, pictures=pictures) if good else ())
+        except ServingError as error:
+            return [failed(sent.name, error)]
+        return [
+            failed(item.name, one)
+            if isinstance(one, ServingError)
+            else ({"input": item.name, **next(records), "error": None}, None)
+            for item, one in zip(items, read, strict=True)
+        ]
 
     @contextmanager
     def _counted(self, model: Model, protocol: str) -> Iterator[None]:
@@ -343,3 +355,11 @@ class Service:
             raise
         finally:
             model.metrics.finished(protocol, time.perf_counter_ns() - began, kind or None)
+
+
+def _read(model: Model, item: Item) -> Tensor | ServingError:
+    """Return an example as the task reads it, or why it cannot be read."""
+    try:
+        return model.predictor.read(item.content)
+    except ServingError as error:
+        return error

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -51,6 +51,7 @@ class Audio(Classify):
     name = "audio"
     takes = "audio"
     for_instance = "recording.wav"
+    needs: ClassVar[Mapping[str, str]] = {"soundfile": "audio"}
     Input = AudioPreprocess
     pipeline_tag = "audio-classification"
     Settings = AudioSettings

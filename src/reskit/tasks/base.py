@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from reskit.config import Recipe
 from reskit.data import DataInfo, ImagePreprocess, Preprocess
 from reskit.data.augment import Augment
 from reskit.data.config import DataConfig
-from reskit.errors import ConfigError, DataError, did_you_mean
+from reskit.errors import ConfigError, DataError, MissingExtraError, did_you_mean
 from reskit.inputs import Found, find_images
 from reskit.models import Backbone
 from reskit.registry import Registry
@@ -140,6 +141,8 @@ class Task(ABC):
     """How what they give becomes raw input."""
     pipeline_tag: ClassVar[str]
     """The Hugging Face Hub's name of the task."""
+    needs: ClassVar[Mapping[str, str]] = {}
+    """Modules that reading examples needs besides the core's, and the extra that brings each."""
     Settings: ClassVar[type[TaskSettings]] = TaskSettings
 
     def __init__(
@@ -204,6 +207,17 @@ class Task(ABC):
             ConfigError: the network cannot do this task.
         """
         return settings
+
+    @classmethod
+    def check_installed(cls) -> None:
+        """Check that what reads examples is there.
+
+        Raises:
+            MissingExtraError: naming the extra that brings it.
+        """
+        for module, extra in cls.needs.items():
+            if importlib.util.find_spec(module) is None:
+                raise MissingExtraError(module, extra)
 
     # Data.
 

@@ -30,7 +30,7 @@ CASE = TaskCase(
         "runtime": {"precision": "fp32", "layout": "nchw"},
     },
     write=write,
-    pictures="test/*/*.png",
+    given="test/*/*.png",
     columns=("score", "latent"),
     saved=("reconstruction", "error_map"),
 )

@@ -15,14 +15,14 @@ class TaskCase(NamedTuple):
     Attributes:
         recipe: whole, with the smallest network, for images of about 32 px; two epochs take seconds.
         write: writes a data set for it to an empty folder, with splits train (8 to 24 examples) and test (5).
-        pictures: glob, below that folder, of pictures to predict.
+        given: glob, below that folder, of five examples to predict: files, or the rows of one.
         columns: the keys of a record that `predict` returns, between input and error.
         saved: names of the pictures that `predict --save` writes for each input.
     """
 
     recipe: Mapping[str, Any]
     write: Callable[[Path], None]
-    pictures: str
+    given: str
     columns: tuple[str, ...]
     saved: tuple[str, ...] = ()
 

@@ -29,6 +29,6 @@ CASE = TaskCase(
         "runtime": {"precision": "fp32", "layout": "nchw"},
     },
     write=write,
-    pictures="test/*/*.png",
+    given="test/*/*.png",
     columns=("label", "confidence", "top"),
 )

@@ -47,7 +47,7 @@ CASE = TaskCase(
         "runtime": {"precision": "fp32", "layout": "nchw"},
     },
     write=write,
-    pictures="images/test/*.png",
+    given="images/test/*.png",
     columns=("boxes",),
     saved=("drawn",),
 )

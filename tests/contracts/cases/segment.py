@@ -41,7 +41,7 @@ CASE = TaskCase(
         "runtime": {"precision": "fp32", "layout": "nchw"},
     },
     write=write,
-    pictures="test/images/*.png",
+    given="test/images/*.png",
     columns=("height", "width", "areas"),
     saved=("mask", "overlay"),
 )

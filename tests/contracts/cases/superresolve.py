@@ -33,7 +33,7 @@ CASE = TaskCase(
         "runtime": {"precision": "fp32", "layout": "nchw"},
     },
     write=write,
-    pictures="test/*.png",
+    given="test/*.png",
     columns=("height", "width"),
     saved=("restored",),
 )

@@ -1,4 +1,4 @@
-"""What platforms send, and what they are told: instances in JSON are images in base64, or pixels."""
+"""What platforms send, and what they are told: instances in JSON are examples, or raw input."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ from reskit.serving.protocol import (
     infer_response,
 )
 from reskit.serving.service import Service
+from reskit.serving.uploads import Sent
 
-__all__ = ["LENGTH", "answer", "answer_instances", "document_of"]
+__all__ = ["LENGTH", "answer", "answer_instances", "document_of", "sent_of"]
 
 LENGTH = "inference-header-content-length"
-_MOST_IMAGES = 64
-"""In one request, as files in one form."""
+_MOST = 64
+"""Examples in one request, as files in one form."""
 _PARAMETERS = ("model", "pictures", "version")
 _FORMS = (
-    "an instance is {'b64': '...'} or {'image_bytes': {'b64': '...'}} with an image in base64, or the pixels "
-    "of one example as nested lists"
+    "an instance is {'b64': '...'} or {'image_bytes': {'b64': '...'}} with a file in base64, "
+    "a text, the cells of a row by their columns' names, or raw input as nested lists"
 )
 
 
 async def answer(service: Service, name: str, body: bytes, headers: Headers) -> Response:
-    """Answer a request whatever its content type: an image, a form, or JSON with instances or tensors.
+    """Answer a request whatever its content type: an example, a form, or JSON with instances or tensors.
 
     Args:
         service: what answers.
@@ -50,14 +51,17 @@ async def answer(service: Service, name: str, body: bytes, headers: Headers) -> 
         ServingError: it is refused, or could not be answered.
     """
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind.startswith("image/") or kind in ("multipart/form-data", "application/x-image"):
+    if kind.startswith(("image/", "audio/", "text/")) or kind in (
+        "multipart/form-data",
+        "application/x-image",
+    ):
         return _json(await service.predict(name, "", await uploads_of(body, headers)))
     length = headers.get(LENGTH)
     if kind not in ("application/json", "application/octet-stream") or (
         kind == "application/octet-stream" and length is None
     ):
         raise BadRequestError(
-            f"content-type {kind[:80]!r} is not taken: send image/*, multipart/form-data, "
+            f"content-type {kind[:80]!r} is not taken: send image/*, audio/*, text/*, multipart/form-data, "
             "application/json, or application/octet-stream with Inference-Header-Content-Length"
         )
     if length is None and "inputs" not in (document := document_of(body)):
@@ -72,8 +76,8 @@ async def answer(service: Service, name: str, body: bytes, headers: Headers) -> 
 async def answer_instances(service: Service, name: str, document: dict[str, Any]) -> dict[str, Any]:
     """Answer ``{"instances": [...], "parameters": {...}}`` with ``{"predictions": [...]}``, one an instance.
 
-    Images are answered as `/v1/predict` answers them, pixels with the network's outputs. The parameters may
-    be `model`, `version` and `pictures`.
+    Examples are answered as `/v1/predict` answers them, raw input with the network's outputs. The parameters
+    may be `model`, `version` and `pictures`.
 
     Raises:
         ServingError: it is malformed, does not fit the model, or could not be answered.
@@ -84,11 +88,20 @@ async def answer_instances(service: Service, name: str, document: dict[str, Any]
     model, version, pictures = _parameters(parameters)
     if isinstance(instances[0], list):
         return {"predictions": await _outputs(service, service.one(name or model), version, instances)}
-    if len(instances) > _MOST_IMAGES:
-        raise BadRequestError(f"{len(instances)} images at once, {_MOST_IMAGES} is the most: send fewer")
-    uploads = [(f"instances.{place}", _image(place, given)) for place, given in enumerate(instances)]
-    answered = await service.predict(name or model, version, uploads, pictures=pictures)
+    sent = sent_of(instances)
+    answered = await service.predict(name or model, version, sent, pictures=pictures)
     return {"predictions": answered["predictions"]}
+
+
+def sent_of(instances: Sequence[Any]) -> list[Sent]:
+    """Return examples that were sent in JSON.
+
+    Raises:
+        BadRequestError: there are too many, or one is not understood.
+    """
+    if len(instances) > _MOST:
+        raise BadRequestError(f"{len(instances)} examples at once, {_MOST} is the most: send fewer")
+    return [Sent(f"instances.{place}", _content(place, given)) for place, given in enumerate(instances)]
 
 
 def document_of(body: bytes) -> dict[str, Any]:
@@ -131,9 +144,15 @@ def _pixels(spec: TensorSpec, instances: Sequence[Any]) -> np.ndarray:
     )
 
 
-def _image(place: int, instance: Any) -> bytes:
-    given = instance.get("image_bytes", instance) if isinstance(instance, dict) else None
-    text = given.get("b64") if isinstance(given, dict) else None
+def _content(place: int, instance: Any) -> bytes | str | dict[str, Any]:
+    if isinstance(instance, str):
+        return instance
+    if not isinstance(instance, dict) or not instance:
+        raise BadRequestError(f"instances.{place} is not understood: {_FORMS}")
+    given = instance.get("image_bytes", instance)
+    if not isinstance(given, dict) or given.keys() != {"b64"}:
+        return instance
+    text = given["b64"]
     if not isinstance(text, str):
         raise BadRequestError(f"instances.{place} is not understood: {_FORMS}")
     try:

@@ -168,7 +168,7 @@ def test_models(cli: Callable[..., Any]) -> None:
     rows = document(ran.out)
     assert (ran.code, ran.err) == (0, "")
     assert [row["name"] for row in rows] == reskit.list_models()
-    assert {tuple(row) for row in rows} == {("name", "parameters", "classes", "input", "paper")}
+    assert {tuple(row) for row in rows} == {("name", "parameters", "task", "classes", "input", "paper")}
     found = {row["name"]: row for row in rows}
     assert found["resnet50"]["parameters"] == 25_557_032
     assert found["cifar_resnet20"]["input"] == "3x32x32"
@@ -178,6 +178,15 @@ def test_models(cli: Callable[..., Any]) -> None:
     assert "cifar_resnet20" in ran.out
     assert "269,722" in ran.out
     assert "resnet50" not in ran.out
+
+
+def test_models_for_a_task(cli: Callable[..., Any]) -> None:
+    rows = document(cli("models", "--task", "text", "--json").out)
+    assert {row["task"] for row in rows} == {"text"}
+    assert "text_resnet8" in {row["name"] for row in rows}
+    ran = cli("models", "--task", "texts")
+    assert ran.code == 1
+    assert "no model for the task 'texts'" in ran.err
     assert document(cli("models", "*50", "--json").out)[0]["name"] == "resnet50"
 
     ran = cli("models", "nothing*")
@@ -225,7 +234,7 @@ def test_train_json(cli: Callable[..., Any], tmp_path: Path) -> None:
     assert ran.code == 0
     result = document(ran.out)
     assert result == document((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
-    assert set(result) == {"metrics", "split", "run", "bundle", "training", "files"}
+    assert set(result) == {"task", "metrics", "split", "run", "bundle", "training", "files"}
     assert 0 <= result["metrics"]["top1"] <= 1
     assert all(Path(file).is_file() for file in result["files"].values())
     assert "epoch 1/1" in ran.err  # progress is told, on the other stream

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import shlex
 import shutil
@@ -298,15 +299,42 @@ def test_every_block_and_shortcut_is_documented() -> None:
 
 def test_every_kind_of_source_and_every_usual_column_is_documented() -> None:
     from reskit.data import SOURCES
+    from reskit.data.column import IMAGES
     from reskit.data.kinds.base import IMAGE_SUFFIXES
-    from reskit.data.labels import _IMAGE_NAMES, _LABEL_NAMES
+    from reskit.data.labels import _LABEL_NAMES
+    from reskit.data.texts import TEXTS
 
     text = prose(ROOT / "docs" / "data.md")
     kinds = re.findall(r"^\| \[`(\w+)`\]", text, re.M)
     assert kinds == sorted(SOURCES, key=lambda name: SOURCES.get(name).order)
     image, label = (code(line) for line in re.findall(r"^\| (?:image|label) \| (.*)$", text, re.M))
-    assert (tuple(image), tuple(label)) == (_IMAGE_NAMES, _LABEL_NAMES)
+    assert (tuple(image), tuple(label)) == (IMAGES.names, _LABEL_NAMES)
     assert {suffix[1:] for suffix in IMAGE_SUFFIXES} <= set(code(section("data.md", "Image folders")))
+    assert set(TEXTS.names) <= set(code(section("text.md", "Data")))
+
+
+@pytest.mark.parametrize(("page", "task"), [("text", "text"), ("tables", "tabular"), ("audio", "audio")])
+def test_every_setting_of_a_task_is_documented_with_its_default(page: str, task: str) -> None:
+    from reskit.tasks import TASKS
+
+    documented = {
+        code(row[0])[0]: row[1] for row in rows(prose(ROOT / "docs" / f"{page}.md")) if len(row) == 3
+    }
+    fields = TASKS.get(task).Settings.model_fields
+    for name, field in fields.items():
+        default = json.loads(json.dumps(field.default))
+        shown = (
+            "none" if default is None else f"`{default if isinstance(default, str) else json.dumps(default)}`"
+        )
+        assert documented[name] == shown, name
+
+
+def test_every_metric_of_tables_is_documented() -> None:
+    from reskit.tasks import TASKS
+    from reskit.tasks.labelled import Labelled
+
+    own = TASKS.get("tabular").meanings.keys() - Labelled.meanings.keys()
+    assert own == {code(row[0])[0] for row in rows(section("tables.md", "Metrics"))}
 
 
 def test_every_metric_is_documented(run_folder: Path) -> None:

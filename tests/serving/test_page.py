@@ -18,7 +18,7 @@ from served import Reply, Running, png
 from reskit.serving.charts import chart
 from reskit.serving.history import History
 from reskit.serving.metrics import Metrics, ModelMetrics
-from reskit.serving.predictor import open_upload
+from reskit.serving.uploads import open_image
 from reskit.tasks import TASKS
 
 TOKEN = "an-example-token"
@@ -141,9 +141,9 @@ def test_an_image_is_answered(shared: Running, images: np.ndarray, expected: np.
 def test_where_the_answer_was_found_is_shown_when_asked(shared: Running, images: np.ndarray) -> None:
     page = Page(ask(shared, png(images[0]), explain="yes"))
     seen, heat = (str(image["src"]).removeprefix("data:image/png;base64,") for image in page.all("img"))
-    shown = np.asarray(open_upload(base64.b64decode(seen), 1 << 20))
+    shown = np.asarray(open_image(base64.b64decode(seen), 1 << 20))
     assert np.array_equal(shown, images[0, 0].repeat(64, 0).repeat(64, 1))
-    assert open_upload(base64.b64decode(heat), 1 << 20).size == (512, 512)
+    assert open_image(base64.b64decode(heat), 1 << 20).size == (512, 512)
     assert all(image["alt"] for image in page.all("img"))
 
 
@@ -156,7 +156,7 @@ def test_what_a_task_draws_is_shown(running: Callable[..., Running], denoiser: P
         "noisy.png, as the network sees it",
         "restored of noisy.png",
     ]
-    seen = open_upload(base64.b64decode(str(page.all("img")[0]["src"]).partition(",")[2]), 1 << 20)
+    seen = open_image(base64.b64decode(str(page.all("img")[0]["src"]).partition(",")[2]), 1 << 20)
     times = 512 // 24
     assert np.array_equal(np.asarray(seen), picture[0].repeat(times, 0).repeat(times, 1))
     assert "20 x 24" in page.text

@@ -1,141 +1,314 @@
-"""Images are uploaded as people do, and answered as `reskit.predict` answers."""
+"""Recordings, texts and tables that are sent: answered as `reskit.predict` does, or refused in words."""
 
 from __future__ import annotations
 
 import base64
 import io
-import tempfile
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
-from served import Running, png
+import soundfile
+import torch
+from served import Reply, Running
 
 import reskit
+from reskit.data.audio import AudioPreprocess
+from reskit.data.tables import TablePreprocess
+from reskit.data.texts import TextPreprocess
+from reskit.serving.platforms.environment import Platform
+from reskit.serving.uploads import MOST_ROWS, Sent
+from reskit.tasks import TASKS, Task
+from reskit.tasks.tabular import Tabular
+
+RATE = 4000
+ROWS = "amount,country\n1,fr\n250,de\n3,it\n"
 
 
-def form(*files: tuple[str, bytes]) -> tuple[bytes, dict[str, str]]:
-    """Return a form with files, as browsers send it."""
-    parts = [
-        f'--xyz\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'.encode()
-        + data
-        + b"\r\n"
-        for name, data in files
-    ]
-    return b"".join([*parts, b"--xyz--\r\n"]), {"Content-Type": "multipart/form-data; boundary=xyz"}
+def write(folder: Path, task: Task, examples: list[Any]) -> Path:
+    """Write a bundle with random weights."""
+    decided = task.decided() if isinstance(task, Tabular) else {}
+    names = {"text": "text_resnet8", "table": "tabular_resnet", "audio": "cifar_resnet8"}
+    torch.manual_seed(0)
+    model = reskit.create_model(
+        names[task.takes], num_classes=2, in_channels=task.preprocess.channels, **decided
+    )
+    samples = torch.stack([task.read(example) for example in examples])
+    reskit.Bundle.write(folder, task=task, model=model, metrics={}, provenance={}, samples=samples)
+    return folder
+
+
+def wav(hertz: float = 500.0, **how: str) -> bytes:
+    held = io.BytesIO()
+    samples = 0.5 * np.sin(2 * np.pi * hertz * np.arange(RATE // 4) / RATE)
+    soundfile.write(held, samples, RATE, **{"format": "WAV", **how})
+    return held.getvalue()
 
 
 @pytest.fixture(scope="module")
-def rows(bundle: Path, images: np.ndarray) -> Any:
-    return reskit.predict(bundle, [png(image) for image in images])
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("bundles")
+    texts = ["a fine film", "a dull film", "what is it"]
+    words = TextPreprocess.learned(texts, unit="word")
+    columns = TablePreprocess.learned({"amount": [1, 2, 300], "country": ["fr", "de", "fr"]})
+    sound = AudioPreprocess(
+        size=(16, 26),
+        rate=RATE,
+        seconds=0.25,
+        window=100,
+        hop=40,
+        low=20,
+        high=2000,
+        channels=1,
+        mean=(0.5,),
+        std=(0.5,),
+    )
+    labels = ["no", "yes"]
+    return {
+        "words": write(folder / "words", TASKS.get("text")(preprocess=words, labels=labels), texts),
+        "rows": write(
+            folder / "rows",
+            TASKS.get("tabular")(preprocess=columns, labels=labels),
+            [{"amount": 1, "country": "fr"}] * 4,
+        ),
+        "speech": write(folder / "speech", TASKS.get("audio")(preprocess=sound, labels=labels), [wav()] * 4),
+    }
 
 
-def same(found: dict[str, Any], row: dict[str, Any]) -> None:
-    assert found.keys() == row.keys()
-    assert found["label"] == row["label"]
-    assert found["confidence"] == pytest.approx(row["confidence"], rel=1e-4)
-    assert [item["label"] for item in found["top"]] == [item["label"] for item in row["top"]]
+@pytest.fixture(scope="module")
+def three(bundles: dict[str, Path]) -> Iterator[Running]:
+    running = Running(list(bundles.items()), max_body_mib=2.0)
+    yield running
+    running.stop()
 
 
-def test_the_rows_are_those_of_predict(shared: Running, images: np.ndarray, rows: Any) -> None:
-    files = [(f"{place}.png", png(image)) for place, image in enumerate(images)]
-    reply = shared.post("/v1/predict?model=digits", *form(*files))
-    assert reply.status == 200
-    assert reply.json["model"] == "digits"
-    assert reply.json["engine"] == "torch-fp32"
-    for (name, _), found, row in zip(files, reply.json["predictions"], rows, strict=True):
-        assert found["input"] == name
-        same(found, row)
+def send(server: Running, model: str, body: bytes | str, kind: str = "") -> Reply:
+    data = body.encode() if isinstance(body, str) else body
+    return server.post(f"/v1/predict?model={model}", data, {"Content-Type": kind} if kind else {})
 
 
-def test_an_image_may_be_the_body(shared: Running, images: np.ndarray, rows: Any) -> None:
-    reply = shared.post("/v1/predict", png(images[0]), {"Content-Type": "image/png"})
-    same(reply.json["predictions"][0], rows[0])
+def form(*parts: tuple[str, str, bytes]) -> tuple[bytes, str]:
+    """Return a form of fields (no file name) and files."""
+    pieces = []
+    for name, filename, data in parts:
+        said = f'; filename="{filename}"' if filename else ""
+        pieces.append(
+            f'--x\r\nContent-Disposition: form-data; name="{name}"{said}\r\n\r\n'.encode() + data + b"\r\n"
+        )
+    return b"".join([*pieces, b"--x--\r\n"]), "multipart/form-data; boundary=x"
 
 
-def test_one_bad_file_among_good_ones_is_a_row_with_an_error(shared: Running, images: np.ndarray) -> None:
-    cut = png(images[1])[:60]
-    reply = shared.post("/v1/predict", *form(("a", png(images[0])), ("b", b"not an image"), ("c", cut)))
-    assert reply.status == 200
-    good, bad, broken = reply.json["predictions"]
-    assert good["error"] is None
-    assert "not an image of one of the formats" in bad["error"]
-    assert bad["label"] is None
-    assert broken["error"]
+def same(reply: Reply, rows: Any) -> None:
+    """Hold an answer against that of `reskit.predict`."""
+    assert reply.status == 200, reply.body
+    predictions = reply.json["predictions"]
+    assert len(predictions) == len(rows)
+    for found, row in zip(predictions, rows, strict=True):
+        assert (found["label"], found["error"]) == (row["label"], row["error"])
+        assert found["confidence"] == pytest.approx(row["confidence"], abs=1e-5)
 
 
-EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+# What is answered.
+
+
+def test_a_text(three: Running, bundles: dict[str, Path]) -> None:
+    expected = reskit.predict(bundles["words"], ["a fine film"])
+    same(send(three, "words", "a fine film", "text/plain; charset=utf-8"), expected)
+    same(send(three, "words", "a fine film"), expected)
+    same(send(three, "words", *form(("text", "", b"a fine film"))), expected)
+    same(send(three, "words", *form(("file", "a.txt", b"a fine film"), ("text", "", b"another"))), expected)
+
+
+def test_texts_of_a_table(three: Running, bundles: dict[str, Path]) -> None:
+    expected = reskit.predict(bundles["words"], ["a fine film", "dull, dull"])
+    table = 'n,text\n1,a fine film\n2,"dull, dull"\n'
+    reply = send(three, "words", table, "text/csv")
+    same(reply, expected)
+    assert [row["input"] for row in reply.json["predictions"]] == ["body.csv row 1", "body.csv row 2"]
+    same(send(three, "words", *form(("file", "a.csv", table.encode()))), expected)
+
+
+def test_rows(three: Running, bundles: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(ROWS)
+    expected = reskit.predict(bundles["rows"], tmp_path / "rows.csv")
+    same(send(three, "rows", ROWS, "text/csv"), expected)
+    same(send(three, "rows", ROWS), expected)
+    same(send(three, "rows", ROWS.replace(",", "\t"), "text/tab-separated-values"), expected)
+    same(send(three, "rows", *form(("file", "rows.csv", ROWS.encode()))), expected)
+
+
+def test_more_rows_than_a_batch_has(three: Running, bundles: dict[str, Path]) -> None:
+    rows = [{"amount": number, "country": "fr"} for number in range(MOST_ROWS)]
+    lines = "amount,country\n" + "".join(f"{row['amount']},fr\n" for row in rows)
+    same(send(three, "rows", lines, "text/csv"), reskit.predict(bundles["rows"], rows))
+    reply = send(three, "rows", lines + "1,fr\n", "text/csv")
+    assert (reply.status, "1,000 at once" in reply.json["error"]) == (413, True)
+
+
+@pytest.mark.parametrize("how", [{}, {"format": "FLAC"}, {"format": "OGG"}])
+def test_a_recording(three: Running, bundles: dict[str, Path], how: dict[str, str]) -> None:
+    expected = reskit.predict(bundles["speech"], wav(**how))
+    same(send(three, "speech", wav(**how), "audio/wav"), expected)
+    same(
+        send(three, "speech", *form(("file", "a.wav", wav(**how)), ("file", "b.wav", wav(**how)))),
+        [*expected, *expected],
+    )
+
+
+def test_instances_in_json(three: Running, bundles: dict[str, Path]) -> None:
+    rows = [{"amount": 1, "country": "fr"}, {"amount": 250, "country": None}]
+    speech = {"b64": base64.b64encode(wav()).decode()}
+    for model, instances, items in (
+        ("words", ["a fine film", "dull"], ["a fine film", "dull"]),
+        ("rows", rows, rows),
+        ("speech", [speech, {"image_bytes": speech}], [wav(), wav()]),
+    ):
+        body = json.dumps({"instances": instances})
+        same(send(three, model, body, "application/json"), reskit.predict(bundles[model], items))
+
+
+def test_platforms_take_them_too(running: Callable[..., Running], bundles: dict[str, Path]) -> None:
+    server = running([("rows", bundles["rows"])], platform=Platform(name="sagemaker"))
+    reply = server.post("/invocations", ROWS.encode(), {"Content-Type": "text/csv"})
+    assert (reply.status, len(reply.json["predictions"])) == (200, 3)
+    server = running([("speech", bundles["speech"])], platform=Platform(name="sagemaker"))
+    assert server.post("/invocations", wav(), {"Content-Type": "audio/wav"}).status == 200
+
+
+def test_a_row_that_cannot_be_read_stands_beside_the_others(three: Running) -> None:
+    reply = send(three, "rows", "amount,country\n1,fr\nmuch,fr\n2,\n", "text/csv")
+    good, bad, gap = reply.json["predictions"]
+    assert (reply.status, good["error"], gap["error"]) == (200, None, None)
+    assert (bad["input"], bad["label"]) == ("body.csv row 2", None)
+    assert "'amount' is 'much'" in bad["error"]
+
+
+def test_the_protocol_takes_tokens_and_rows(three: Running) -> None:
+    metadata = three.get("/v2/models/words").json["inputs"]
+    assert metadata == [{"name": "tokens", "datatype": "INT32", "shape": [-1, 8]}]
+    tokens = {
+        "name": "tokens",
+        "shape": [1, 8],
+        "datatype": "INT32",
+        "data": [2**31 - 1, -5, 2, 0, 0, 0, 0, 0],
+    }
+    assert three.post("/v2/models/words/infer", {"inputs": [tokens]}).status == 200
+    row = {"name": "row", "shape": [1, 2], "datatype": "FP32", "data": [1e38, 7e8]}
+    reply = three.post("/v2/models/rows/infer", {"inputs": [row]})
+    assert np.isfinite(reply.json["outputs"][0]["data"]).all()
+
+
+# What is refused.
 
 
 @pytest.mark.parametrize(
-    ("sent", "words"),
+    ("model", "body", "kind", "status", "said"),
     [
-        (b"", "the body is empty"),
-        (b"GIF89a", "not an image"),
-        (EPS, "not an image of one of the formats"),
-        (form(), "form"),
-        ((b"--xyz\r\n", {"Content-Type": "multipart/form-data; boundary=xyz"}), "form"),
-        ((b"x", {"Content-Type": "multipart/form-data"}), "boundary"),
-        ((b"x", {"Content-Type": "multipart/form-data; boundary=xyz"}), "form"),
+        ("words", b"", "text/plain", 400, "empty"),
+        ("words", b"   ", "text/plain", 400, "the text is empty"),
+        ("words", b"\xff\xfe", "text/plain", 400, "not UTF-8"),
+        ("words", b"n,m\n1,2\n", "text/csv", 400, "which column holds the text"),
+        ("words", b"a" * (2 << 20) + b"b", "text/plain", 413, "larger than"),
+        ("rows", b"amount\n1\n", "text/csv", 400, "no column 'country'"),
+        ("rows", b"amount,country\n1\n", "text/csv", 400, "line 2"),
+        ("rows", b"amount,country\n", "text/csv", 400, "no rows"),
+        ("rows", b'amount,country\n"1,fr\n', "text/csv", 400, "body.csv"),
+        ("rows", wav(), "text/csv", 400, "not UTF-8"),
+        ("speech", b"RIFF", "audio/wav", 400, "not a sound file"),
+        ("speech", wav()[:44], "audio/wav", 400, "cannot read recording"),
+        ("speech", b"a text", "text/plain", 400, "not a sound file"),
+        ("speech", b'{"instances": ["a text"]}', "application/json", 400, "takes a recording"),
+        ("words", b'{"instances": [{"amount": 1}]}', "application/json", 400, "takes texts"),
+        ("words", b'{"instances": [[1, 2]]}', "application/json", 400, "instances.0 is not understood"),
+        ("words", b'{"instances": []}', "application/json", 400, "not empty"),
+        ("words", b'{"text": "x"}', "application/json", 400, "instances"),
+        ("words", json.dumps({"instances": ["x"] * 65}).encode(), "application/json", 400, "64 is the most"),
+        ("rows", b'{"instances": ["/etc/passwd"]}', "application/json", 400, "no rows"),
+        ("speech", b'{"instances": [{"path": "/etc/passwd"}]}', "application/json", 400, "takes a recording"),
+        ("speech", b'{"instances": [{"b64": "!"}]}', "application/json", 400, "not base64"),
     ],
-    ids=["nothing", "cut", "a program", "no file", "cut form", "no boundary", "no form"],
 )
-def test_what_is_no_image_is_refused(shared: Running, sent: Any, words: str) -> None:
-    reply = shared.post("/v1/predict", *(sent if isinstance(sent, tuple) else (sent,)))
-    assert reply.status == 400
-    assert words in reply.json["error"]
-
-
-@pytest.mark.parametrize("missing", [4, 40])
-def test_a_form_that_breaks_off_is_refused_whole(shared: Running, images: np.ndarray, missing: int) -> None:
-    body, headers = form(("a", png(images[0])), ("b", png(images[1])))
-    reply = shared.post("/v1/predict", body[:-missing], headers)
-    assert (reply.status, reply.json["error"]) == (400, "the form breaks off before its last boundary")
-
-
-def test_the_model_must_be_clear(running: Callable[..., Running], bundle: Path, images: np.ndarray) -> None:
-    server = running([("a", bundle), ("b", bundle)], grpc_port=None)
-    reply = server.post("/v1/predict", png(images[0]))
-    assert reply.status == 400
-    assert "say which model: a, b" in reply.json["error"]
-    assert server.post("/v1/predict?model=b&version=1", png(images[0])).json["model"] == "b"
-    assert server.post("/v1/predict?model=c", png(images[0])).status == 404
-
-
-def test_nothing_touches_the_disk(
-    running: Callable[..., Running], bundle: Path, monkeypatch: pytest.MonkeyPatch, images: np.ndarray
+def test_what_cannot_be_answered(
+    three: Running, model: str, body: bytes, kind: str, status: int, said: str
 ) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a file was made")
-
-    server = running([("digits", bundle)], max_body_mib=8)
-    for name in ("TemporaryFile", "NamedTemporaryFile", "mkstemp", "mkdtemp", "_TemporaryFileWrapper"):
-        monkeypatch.setattr(tempfile, name, refuse)
-    noise = np.random.default_rng(0).integers(0, 256, (1, 1500, 1500), dtype=np.uint8)
-    large = png(noise)
-    assert len(large) > 1 << 20  # from here on, forms usually go to the disk
-    assert server.post("/v1/predict", *form(("../../etc/passwd", large))).status == 200
+    reply = send(three, model, body, kind)
+    assert reply.status == status
+    assert said in reply.json["error"]
+    assert len(reply.body) < 600
 
 
-def test_large_images_are_answered_in_tiles(
-    running: Callable[..., Running], denoiser: Path, tmp_path: Path
+def test_a_recording_that_claims_hours_takes_no_memory(three: Running) -> None:
+    held = io.BytesIO()
+    soundfile.write(held, np.zeros(RATE * 3600, np.int16), RATE, format="FLAC")  # an hour of silence
+    assert len(held.getvalue()) < 200_000
+    assert send(three, "speech", held.getvalue(), "audio/flac").status == 200
+    data = wav()
+    claimed = data[:40] + (2**31).to_bytes(4, "little") + data[44:]
+    assert send(three, "speech", claimed, "audio/wav").status == 200
+
+
+def test_a_name_in_a_request_is_never_opened(three: Running, tmp_path: Path) -> None:
+    (tmp_path / "secret.csv").write_text("text\nsecret\n")
+    reply = send(three, "words", str(tmp_path / "secret.csv"), "text/plain")
+    assert [row["input"] for row in reply.json["predictions"]] == ["body"]
+    assert Sent("a", "b").content == "b"
+
+
+def test_the_extra_must_be_installed_to_load_it(
+    running: Callable[..., Running], bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (1, 50, 70), dtype=np.uint8)
-    (tmp_path / "noisy.png").write_bytes(png(picture))
-    (row,) = reskit.predict(denoiser, tmp_path / "noisy.png", save=tmp_path)
-    server = running([denoiser], grpc_port=None, max_batch=5)  # fewer than the tiles asked for at once
-    reply = server.post("/v1/predict?pictures=true", png(picture))
-    assert reply.status == 200, reply.body
-    (found,) = reply.json["predictions"]
-    assert (found["height"], found["width"]) == (row["height"], row["width"]) == (50, 70)
-    kind, _, data = found["pictures"]["restored"].partition(",")
-    assert kind == "data:image/png;base64"
-    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))).astype(int)
-    saved = np.asarray(Image.open(row["restored"])).astype(int)
-    assert abs(pixels - saved).max() <= 1  # a value on the edge may be rounded to either side
-    assert server.get("/v2/models/denoiser").json["inputs"][0]["datatype"] == "FP32"
-    assert server.get("/v2/models/stats").json["model_stats"][0]["inference_count"] == 24
-    assert "pictures" not in server.post("/v1/predict", png(picture)).json["predictions"][0]
+    find = __import__("importlib.util").util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *rest: None if name == "soundfile" else find(name, *rest)
+    )
+    with pytest.raises(reskit.errors.ReskitError, match=r"reskit\[audio\]"):
+        running([bundles["speech"]])
+
+
+# The page.
+
+
+def page(server: Running, model: str, *parts: tuple[str, str, bytes]) -> Reply:
+    body, kind = form(("model", "", model.encode()), *parts)
+    return server.post("/page/predict", body, {"Content-Type": kind, "HX-Request": "true"})
+
+
+def test_the_page_colours_words(three: Running) -> None:
+    reply = page(three, "words", ("text", "", b"a fine film <b>"), ("explain", "", b"yes"), ("file", "", b""))
+    text = reply.body.decode()
+    assert reply.status == 200
+    assert 'class="heat4"' in text
+    assert ">fine</span>" in text
+    assert "<b>" not in text
+    assert "answered in" in text
+    plain = page(three, "words", ("text", "", b"a fine film")).body.decode()
+    assert "heat" not in plain
+
+
+def test_the_page_shows_the_answers_for_rows(three: Running) -> None:
+    written = page(three, "rows", ("text", "", ROWS.encode()), ("file", "", b""))
+    dropped = page(three, "rows", ("file", "rows.csv", ROWS.encode()))
+    for reply, name in ((written, "what you wrote.csv"), (dropped, "rows.csv")):
+        assert reply.status == 200
+        assert "3 answers" in reply.body.decode()
+        assert f"{name} row 3" in reply.body.decode()
+    bad = page(three, "rows", ("file", "rows.csv", b"amount,country\n1,fr\nx,fr\n")).body.decode()
+    assert 'class="bad"' in bad
+
+
+def test_the_page_shows_what_the_network_hears(three: Running) -> None:
+    reply = page(three, "speech", ("file", "a.wav", wav()), ("explain", "", b"yes"))
+    assert reply.body.decode().count("<img") == 2
+
+
+@pytest.mark.parametrize("model", ["words", "rows", "speech"])
+def test_the_page_asks_for_what_the_model_takes(three: Running, model: str) -> None:
+    text = three.get(f"/page/form?model={model}").body.decode()
+    assert ('name="text"' in text) == (model != "speech")
+    assert ("Grad-CAM" in text) == (model != "rows")
+    assert ("amount, country" in text) == (model == "rows")
+    refused = page(three, model, ("file", "", b""))
+    assert (refused.status, "choose one file" in refused.body.decode()) == (400, True)

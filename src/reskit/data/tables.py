@@ -24,6 +24,7 @@ from reskit.errors import ConfigError, DataError, did_you_mean
 __all__ = ["ROWS", "Categories", "Numbers", "RowSplit", "Scaled", "TablePreprocess"]
 
 _MISSING = frozenset({"", "na", "n/a", "nan", "none", "null", "?"})
+_LARGEST = float(np.finfo(np.float32).max)
 _MOST_VALUES = 255
 """Of a column of categories: with the place for all others they are counted exactly in bf16 too."""
 _CLIP, _FAR = 3.0, 1e6
@@ -293,7 +294,7 @@ def _number(value: Any) -> float | None:
         number = float(value)
     except OverflowError:
         return None
-    return None if math.isinf(number) or abs(number) > np.finfo(np.float32).max else number
+    return None if math.isinf(number) or abs(number) > _LARGEST else number
 
 
 def _all_numbers(values: Sequence[Any]) -> list[float] | None:

@@ -302,7 +302,7 @@ def test_every_kind_of_source_and_every_usual_column_is_documented() -> None:
     from reskit.data.column import IMAGES
     from reskit.data.kinds.base import IMAGE_SUFFIXES
     from reskit.data.labels import _LABEL_NAMES
-    from reskit.data.texts import TEXTS
+    from reskit.data.texts import TEXT_COLUMNS
 
     text = prose(ROOT / "docs" / "data.md")
     kinds = re.findall(r"^\| \[`(\w+)`\]", text, re.M)
@@ -310,7 +310,7 @@ def test_every_kind_of_source_and_every_usual_column_is_documented() -> None:
     image, label = (code(line) for line in re.findall(r"^\| (?:image|label) \| (.*)$", text, re.M))
     assert (tuple(image), tuple(label)) == (IMAGES.names, _LABEL_NAMES)
     assert {suffix[1:] for suffix in IMAGE_SUFFIXES} <= set(code(section("data.md", "Image folders")))
-    assert set(TEXTS.names) <= set(code(section("text.md", "Data")))
+    assert set(TEXT_COLUMNS) <= set(code(section("text.md", "Data")))
 
 
 @pytest.mark.parametrize(("page", "task"), [("text", "text"), ("tables", "tabular"), ("audio", "audio")])

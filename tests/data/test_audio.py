@@ -15,7 +15,8 @@ import torch
 
 from reskit.data import open_source
 from reskit.data.audio import AudioPreprocess, mel_filters
-from reskit.data.recordings import RECORDINGS, RecordingSplit, heard, read_sound
+from reskit.data.recording_sources import RECORDINGS, RecordingSplit
+from reskit.data.recordings import heard, read_sound
 from reskit.errors import DataError, MissingExtraError
 
 RATE = 8000

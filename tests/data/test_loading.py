@@ -203,7 +203,7 @@ def test_mode_is_chosen_by_memory_and_augmentation(source: Source, preprocess: I
     assert choose_mode(info, preprocess, budget_bytes=needed)[0] == "memory"
     mode, reason = choose_mode(info, preprocess, budget_bytes=needed - 1)
     assert mode == "stream"
-    assert "38 images" in reason
+    assert "38 examples" in reason
     assert "\n" not in reason
     assert choose_mode(info, preprocess)[0] == "memory"
     mode, reason = choose_mode(info, preprocess, augment=Augment(auto="rand"))

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reskit.data import open_source
-from reskit.data.tables import ROWS, RowSplit, TablePreprocess
+from reskit.data.table_sources import ROWS, RowSplit
+from reskit.data.tables import TablePreprocess
 from reskit.errors import ConfigError, DataError
 
 COLUMNS: dict[str, list[Any]] = {

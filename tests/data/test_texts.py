@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from reskit.data import open_source
-from reskit.data.texts import TEXTS, TextPreprocess, TextSplit, Tokens, read_text
+from reskit.data.text_sources import TEXTS, TextSplit
+from reskit.data.texts import TextPreprocess, Tokens, read_text
 from reskit.errors import DataError
 
 

@@ -194,7 +194,7 @@ def test_sagemaker_takes_bytes_behind_the_json(
 @pytest.mark.parametrize(
     ("body", "headers", "words"),
     [
-        (b"x", {"Content-Type": "text/csv"}, "content-type 'text/csv' is not taken"),
+        (b"x", {"Content-Type": "video/mp4"}, "content-type 'video/mp4' is not taken"),
         (b"x", {}, "content-type '' is not taken"),
         (b"{", JSON, "malformed"),
         (b"[1]", JSON, "must be a JSON object"),
@@ -403,9 +403,9 @@ def test_one_bad_instance_is_a_row_with_an_error(vertex: Running, images: np.nda
     [
         ({"instances": [{"b64": "%%%"}]}, "instances.0: 'b64' is not base64"),
         ({"instances": [{"b64": 3}]}, "instances.0 is not understood"),
-        ({"instances": [{"image_bytes": "x"}]}, "instances.0 is not understood"),
-        ({"instances": ["x"]}, "instances.0 is not understood"),
-        ({"instances": [{"b64": ""}] * 65}, "65 images at once, 64 is the most"),
+        ({"instances": [{"image_bytes": "x"}]}, "takes an image"),
+        ({"instances": ["x"]}, "takes an image"),
+        ({"instances": [{"b64": ""}] * 65}, "65 examples at once, 64 is the most"),
         ({"instances": [{"b64": ""}], "parameters": []}, "not an image"),
         ({"instances": [{"b64": ""}], "parameters": [1]}, "'parameters' must be a JSON object"),
         ({"instances": [{"b64": ""}], "parameters": {"path": "/etc"}}, "unknown parameter 'path'"),

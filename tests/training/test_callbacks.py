@@ -32,7 +32,7 @@ def test_without_a_terminal_there_are_plain_lines() -> None:
     out = io.StringIO()
     run(Reporter(Console(file=out, width=200)))
     first, second = out.getvalue().splitlines()
-    assert first == "epoch 1/2  loss 1.0000  test_top1 0.5000  100 images/s  1.0 s"
+    assert first == "epoch 1/2  loss 1.0000  test_top1 0.5000  100 examples/s  1.0 s"
     assert second.startswith("epoch 2/2  loss 0.5000")
 
 

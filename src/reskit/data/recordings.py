@@ -1,28 +1,23 @@
-"""Recordings of sound, wherever they lie, and the labels that come with them."""
+"""Reading recordings of sound."""
 
 from __future__ import annotations
 
 import io
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import datasets
 import numpy as np
 import numpy.typing as npt
 
-from reskit.data.column import Column
 from reskit.data.images import item_name
-from reskit.data.split import LabelledSplit, Split
 from reskit.errors import DataError, MissingExtraError
 
 if TYPE_CHECKING:
     import soundfile
 
-__all__ = ["AUDIO_SUFFIXES", "RECORDINGS", "Heard", "RecordingSplit", "Sound", "heard", "read_sound"]
+__all__ = ["AUDIO_SUFFIXES", "Heard", "Sound", "heard", "read_sound"]
 
 AUDIO_SUFFIXES = frozenset({".aif", ".aiff", ".au", ".flac", ".mp3", ".oga", ".ogg", ".wav"})
 _RATES = (1_000, 384_000)
@@ -41,64 +36,6 @@ class Sound(NamedTuple):
 
     samples: npt.NDArray[np.float32]
     rate: int
-
-
-class RecordingSplit(LabelledSplit):
-    """Recordings with one class each."""
-
-    what: ClassVar[str] = "recording"
-
-    @classmethod
-    def undecoded(cls, dataset: datasets.Dataset, column: str) -> datasets.Dataset:
-        """See `Split.undecoded`."""
-        if isinstance(dataset.features[column], datasets.Audio):
-            return dataset.cast_column(column, datasets.Audio(decode=False))
-        return dataset
-
-    @cached_property
-    def heard(self) -> list[Heard]:
-        """What the headers say of all recordings, or of a seeded sample of 2,000."""
-        found, bad = [], {}
-        rows = self.sampled()
-        for row, item in zip(rows.tolist(), self.items(rows), strict=True):
-            try:
-                found.append(heard(item))
-            except DataError as error:
-                bad[row] = str(error)
-        self.reject(bad)
-        return found
-
-    @property
-    def rate(self) -> int:
-        """The most frequent rate, in samples a second."""
-        return Counter(one.rate for one in self.heard).most_common(1)[0][0]
-
-    @staticmethod
-    def measured(splits: Sequence[Split]) -> dict[str, Any]:
-        """See `Split.measured`."""
-        every = [one for split in splits if isinstance(split, RecordingSplit) for one in split.heard]
-        if not every:
-            raise DataError("the data hold no readable recording")
-        seconds = [one.seconds for one in every]
-        rates = sorted({one.rate for one in every})
-        said = f"{rates[0]:,}" if len(rates) == 1 else f"{rates[0]:,} to {rates[-1]:,}"
-        middle = float(np.median(seconds))
-        return {
-            "extent": f"recordings of {min(seconds):.2f} to {max(seconds):.2f} s, half of them below"
-            f" {middle:.2f} s, {said} samples a second"
-        }
-
-
-RECORDINGS = Column(
-    what="recording",
-    names=(
-        *("audio", "recording", "sound", "speech", "wav", "flac", "mp3", "ogg", "audio_path", "filename"),
-        *("file_name", "filepath", "file_path", "file", "path"),
-    ),
-    suffixes=AUDIO_SUFFIXES,
-    split=RecordingSplit,
-    feature=datasets.Audio,
-)
 
 
 def heard(item: Any) -> Heard:

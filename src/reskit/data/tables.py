@@ -1,27 +1,21 @@
-"""Rows of tables with a label each, and from a row to a network's input."""
+"""From a row of a table to a network's input."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
-import datasets
 import numpy as np
-import pyarrow as pa
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from reskit.data.column import Column
-from reskit.data.labels import guess_label
 from reskit.data.preprocess import Preprocess
-from reskit.data.split import LabelledSplit, Split
 from reskit.errors import ConfigError, DataError, did_you_mean
 
-__all__ = ["ROWS", "Categories", "Numbers", "RowSplit", "Scaled", "TablePreprocess"]
+__all__ = ["Categories", "Numbers", "Scaled", "TablePreprocess", "few"]
 
 _MISSING = frozenset({"", "na", "n/a", "nan", "none", "null", "?"})
 _LARGEST = float(np.finfo(np.float32).max)
@@ -29,44 +23,6 @@ _MOST_VALUES = 255
 """Of a column of categories: with the place for all others they are counted exactly in bf16 too."""
 _CLIP, _FAR = 3.0, 1e6
 """Where numbers are bent to, and beyond which nothing changes, so that squares are finite."""
-
-
-class RowSplit(LabelledSplit):
-    """Rows with one class each."""
-
-    what: ClassVar[str] = "row"
-
-    @classmethod
-    def undecoded(cls, dataset: datasets.Dataset, column: str) -> datasets.Dataset:
-        """See `Split.undecoded`."""
-        return dataset
-
-    @property
-    def names_files(self) -> bool:
-        """See `Split.names_files`."""
-        return False
-
-    def resolve(self, value: Any) -> Any:
-        """Return the cells of a row by name."""
-        return value
-
-    def _names_and_sizes(self) -> Iterator[tuple[list[str], list[int]]]:
-        yield [], [self.dataset.data.nbytes]
-
-    def row_name(self, row: int) -> str:
-        """See `Split.row_name`."""
-        return f"{self.name} row {row}"
-
-    def columns(self) -> dict[str, list[Any]]:
-        """Return the columns of the rows in use, by name."""
-        rows = self.dataset.select(self.rows).with_format("arrow")[:][self.column].combine_chunks()
-        return {field.name: rows.field(field.name).to_pylist() for field in rows.type}
-
-    @staticmethod
-    def measured(splits: Sequence[Split]) -> dict[str, Any]:
-        """See `Split.measured`."""
-        (columns,) = {tuple(split.dataset.features[split.column]) for split in splits}
-        return {"extent": f"rows of {len(columns)} columns ({_few(columns)})"}
 
 
 class Numbers(BaseModel):
@@ -184,7 +140,7 @@ class TablePreprocess(Preprocess):
         if missing := [name for name in known if name not in item]:
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
             raise DataError(
-                f"the row has no column {missing[0]!r}{more}; the columns needed are {_few(known)}"
+                f"the row has no column {missing[0]!r}{more}; the columns needed are {few(known)}"
             )
         values, gaps = [], []
         for column in self.numbers:
@@ -243,37 +199,6 @@ class Scaled(nn.Module):
             codes = rows[:, self.numbers + self.gaps :]
             parts.append(torch.minimum(torch.relu(codes), self.last))  # whatever a client sends
         return torch.cat(parts, 1)
-
-
-@dataclass(frozen=True)
-class _Rows(Column):
-    """All columns of a table but the label, or those that are named, as one."""
-
-    def choose(
-        self, features: Mapping[str, Any], column: str | Sequence[str] | None, label: str | None
-    ) -> tuple[tuple[str, ...], str]:
-        """See `Column.choose`."""
-        named = (column,) if isinstance(column, str) else tuple(column or ())
-        for name in named:
-            if name not in features:
-                raise DataError(f"no column {name!r}{did_you_mean(name, features)}")
-        rest = {name: feature for name, feature in features.items() if name not in named}
-        found = guess_label(rest, label)
-        chosen = named or tuple(name for name in features if name not in (found, "split"))
-        if not chosen:
-            raise DataError(f"there is no column but the label, {found!r}")
-        return chosen, found
-
-    def taken(self, table: datasets.Dataset, chosen: Any) -> tuple[datasets.Dataset, str]:
-        """See `Column.taken`."""
-        if missing := [name for name in chosen if name not in table.column_names]:
-            raise DataError(f"a split has no column {missing[0]!r}: it has {_few(table.column_names)}")
-        columns = [table.with_format("arrow")[:][name].combine_chunks() for name in chosen]
-        joined = pa.StructArray.from_arrays(columns, names=list(chosen))
-        return datasets.Dataset(pa.table({"row": joined})), "row"
-
-
-ROWS = _Rows(what="row", names=(), suffixes=frozenset(), split=RowSplit)
 
 
 def _number(value: Any) -> float | None:
@@ -344,5 +269,6 @@ def _place(column: Categories, value: Any) -> int:
     return 0 if text is None or text not in column.values else 1 + column.values.index(text)
 
 
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """Return the first of many names, and how many there are."""
     return ", ".join(names[:8]) + (f", ... ({len(names)})" if len(names) > 8 else "")

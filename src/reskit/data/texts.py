@@ -5,85 +5,33 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from reskit.data.column import Column
-from reskit.data.kinds.folder import FILE
 from reskit.data.preprocess import Preprocess
-from reskit.data.split import LabelledSplit, Split
 from reskit.errors import DataError
 
-__all__ = ["TEXTS", "TextPreprocess", "TextSplit", "Tokens", "read_text"]
+__all__ = ["TEXT_COLUMNS", "WORD", "TextPreprocess", "Tokens", "read_text"]
 
 Unit = Literal["word", "character"]
 
-_WORD = re.compile(r"\w+(?:['\u2019]\w+)*|[^\w\s]")
+WORD = re.compile(r"\w+(?:['\u2019]\w+)*|[^\w\s]")
+TEXT_COLUMNS = (
+    *("text", "sentence", "content", "review", "comment", "message", "utterance", "question", "query"),
+    *("document", "title", "body", "tweet", "headline", "file"),
+)
+"""What a column of texts is usually called, in lower case, the most telling first."""
 _FIRST = 2
 """Tokens before those of the vocabulary: 0 for none, 1 for one that is not known."""
 _SHOWN = "\u2423"  # an open box, for a token that is not known
-
-
-class TextSplit(LabelledSplit):
-    """Texts with one class each: the cells of a column, or files."""
-
-    what: ClassVar[str] = "text"
-
-    @property
-    def names_files(self) -> bool:
-        """See `Split.names_files`; only folders of files are so."""
-        return self.column == FILE
-
-    def resolve(self, value: Any) -> Any:
-        """Return a text, or the file it is in."""
-        return super().resolve(value) if self.names_files else value
-
-    def row_name(self, row: int) -> str:
-        """See `Split.row_name`."""
-        return super().row_name(row) if self.names_files else f"{self.name} row {row}"
-
-    def texts(self) -> Iterator[str]:
-        """Yield the texts that can be read, of the rows in use."""
-        for item in self.items(self.rows):
-            try:
-                yield read_text(item)
-            except DataError:
-                continue
-
-    @staticmethod
-    def measured(splits: Sequence[Split]) -> dict[str, Any]:
-        """See `Split.measured`."""
-        lengths = [
-            sum(1 for _ in _WORD.finditer(text))
-            for split in splits
-            if isinstance(split, TextSplit)
-            for text in split.texts()
-        ]
-        if not lengths:
-            raise DataError("the data hold no text")
-        return {
-            "extent": f"texts of {min(lengths):,} to {max(lengths):,} words and signs, half of them below"
-            f" {np.median(lengths):,.0f}"
-        }
-
-
-TEXTS = Column(
-    what="text",
-    names=(
-        *("text", "sentence", "content", "review", "comment", "message", "utterance", "question", "query"),
-        *("document", "title", "body", "tweet", "headline", "file"),
-    ),
-    suffixes=frozenset({".txt"}),
-    split=TextSplit,
-)
 
 
 def read_text(item: Any) -> str:
@@ -238,4 +186,4 @@ def _split(text: str, unit: Unit) -> Iterator[str]:
     plain = unicodedata.normalize("NFC", text).lower()
     if unit == "character":
         return iter(plain)
-    return (found.group() for found in _WORD.finditer(plain))
+    return (found.group() for found in WORD.finditer(plain))

@@ -54,7 +54,7 @@ def _rows_of(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: it cannot be read, or holds none.
     """
-    from reskit.data.kinds.table import read_table
+    from reskit.data.delimited import read_table
 
     if path.suffix.lower() != ".parquet":
         return read_table(path)

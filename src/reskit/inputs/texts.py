@@ -56,15 +56,15 @@ def _names_a_file(text: str) -> bool:
 
 def _texts_of(found: Found) -> Iterator[Found]:
     """Yield the texts of a file: itself, or a row of a table each."""
-    from reskit.data.kinds.table import read_table, separator_of
+    from reskit.data.delimited import read_table, separator_of
     from reskit.data.labels import pick_column
-    from reskit.data.texts import TEXTS
+    from reskit.data.texts import TEXT_COLUMNS
 
     path = found.item
     if found.error is not None or not separator_of(path):
         yield found
         return
     rows = read_table(path)
-    column = pick_column("text", dict.fromkeys(rows[0]), None, None, TEXTS.names)
+    column = pick_column("text", dict.fromkeys(rows[0]), None, None, TEXT_COLUMNS)
     for number, row in enumerate(rows, 1):
         yield Found(f"{path} row {number}", row[column])

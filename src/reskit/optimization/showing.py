@@ -67,7 +67,7 @@ def engines_table(plan: Plan) -> Table:
     table.add_column("threads", no_wrap=True)
     for figures in plan.engines[0].batches:
         table.add_column(f"ms, batch {figures.batch}", justify="right")
-    for name in ("images/s", "MiB", "file", guard.metric.split()[0]):
+    for name in ("examples/s", "MiB", "file", guard.metric.split()[0]):
         table.add_column(name, justify="right", no_wrap=True)
     for engine in sorted(plan.engines, key=lambda engine: engine.latency_ms):
         table.add_row(
@@ -90,7 +90,7 @@ def choices_table(plan: Plan) -> Table:
         engine = plan.engine(goal)
         figure = {
             "latency": f"{_short(engine.latency_ms)} ms",
-            "throughput": f"{engine.images_per_s:,.0f} images/s",
+            "throughput": f"{engine.images_per_s:,.0f} examples/s",
             "memory": f"{engine.memory_mib:,.0f} MiB",
             "size": f"{engine.file_mib:.1f} MiB",
         }[goal]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from reskit.backends.base import BACKENDS
+from reskit.backends.servable import OUTPUT
 from reskit.backends.writing import largest_difference
 from reskit.errors import BundleError
 from reskit.serving.predictor import Predictor
@@ -35,7 +36,7 @@ def replay(predictor: Predictor) -> float:
     try:
         found = np.concatenate(
             [
-                predictor.runner.answer(raw[start : start + predictor.max_batch])
+                predictor.run({bundle.task.raw: raw[start : start + predictor.max_batch]})[OUTPUT]
                 for start in range(0, len(raw), predictor.max_batch)
             ]
         )

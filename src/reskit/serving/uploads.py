@@ -8,10 +8,9 @@ from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
+from reskit.data.delimited import parse_table
 from reskit.data.images import HEADER_ERRORS
-from reskit.data.kinds.table import parse_table
-from reskit.data.labels import pick_column
-from reskit.data.texts import TEXTS, read_text
+from reskit.data.texts import TEXT_COLUMNS, read_text
 from reskit.errors import DataError
 from reskit.serving.faults import BadRequestError, TooLargeError
 
@@ -94,7 +93,9 @@ def _text(sent: Sent, max_pixels: int) -> list[Item]:
     rows = _rows_of(sent)
     if rows is None:
         return [Item(sent.name, read_text(sent.content))]
-    column = pick_column("text", dict.fromkeys(rows[0]), None, None, TEXTS.names)
+    from reskit.data.labels import pick_column  # brings datasets, which nothing else here needs
+
+    column = pick_column("text", dict.fromkeys(rows[0]), None, None, TEXT_COLUMNS)
     return [Item(f"{sent.name} row {number}", row[column]) for number, row in enumerate(rows, 1)]
 
 

@@ -9,10 +9,9 @@ import numpy as np
 from pydantic import Field
 
 from reskit.config import Recipe
-from reskit.data import DataInfo, Split
+from reskit.data import DataInfo
 from reskit.data.audio import AudioPreprocess
 from reskit.data.config import DataConfig
-from reskit.data.recordings import RECORDINGS, RecordingSplit
 from reskit.errors import ConfigError
 from reskit.inputs import Found
 from reskit.inputs.recordings import find_recordings
@@ -20,7 +19,7 @@ from reskit.tasks.base import TASKS, TaskSettings, refuse_changed
 from reskit.tasks.classify import Classify
 
 if TYPE_CHECKING:
-    from reskit.data import Source
+    from reskit.data import Source, Split
 
 __all__ = ["Audio"]
 
@@ -60,6 +59,7 @@ class Audio(Classify):
     @classmethod
     def open(cls, data: DataConfig, *, seed: int) -> Source:
         """See `Task.open`."""
+        from reskit.data.recording_sources import RECORDINGS
         from reskit.data.sources import open_labelled
 
         return open_labelled(data, seed=seed, examples=RECORDINGS)
@@ -67,6 +67,8 @@ class Audio(Classify):
     @classmethod
     def geometry(cls, recipe: Recipe, info: DataInfo, train: Split) -> AudioPreprocess:
         """Return the picture that `task.arguments` ask for; see `Task.geometry`."""
+        from reskit.data.recording_sources import RecordingSplit
+
         asked = cls.read_settings(recipe)
         assert isinstance(train, RecordingSplit)
         refuse_changed(recipe.augment, _OF_PICTURES, "augment", "would make another sound of it")

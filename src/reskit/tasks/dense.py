@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from reskit.config import Recipe
-from reskit.data import DataInfo, ImagePreprocess, Split
+from reskit.data import DataInfo, ImagePreprocess
 from reskit.tasks.base import Network, Task, TaskSettings
+
+if TYPE_CHECKING:
+    from reskit.data import Split
 
 __all__ = ["DenseSettings", "DenseTask", "centre", "pad_to", "tiled"]
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any
 
 from reskit.config import PreprocessConfig, Recipe
-from reskit.data import Split
 from reskit.data.augment import Augment
-from reskit.data.column import Column
 from reskit.data.config import DataConfig
 from reskit.errors import ConfigError
 from reskit.tasks.base import Feeding, refuse_changed
@@ -16,7 +15,8 @@ from reskit.tasks.labelled import Labelled
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
-    from reskit.data import Source
+    from reskit.data import Source, Split
+    from reskit.data.column import Column
 
 __all__ = ["Rows"]
 
@@ -24,8 +24,10 @@ __all__ = ["Rows"]
 class Rows(Labelled):
     """One class an example, of which a whole split is one tensor."""
 
-    column: ClassVar[Column]
-    """What the examples are of."""
+    @classmethod
+    @abstractmethod
+    def column(cls) -> Column:
+        """Return what the examples are of."""
 
     @classmethod
     def open(cls, data: DataConfig, *, seed: int) -> Source:
@@ -33,8 +35,8 @@ class Rows(Labelled):
         from reskit.data.sources import open_labelled
 
         if data.loading == "stream":
-            raise ConfigError(f"data.loading: {cls.column.what}s are kept in memory; leave it out")
-        return open_labelled(data, seed=seed, examples=cls.column)
+            raise ConfigError(f"data.loading: {cls.column().what}s are kept in memory; leave it out")
+        return open_labelled(data, seed=seed, examples=cls.column())
 
     @classmethod
     def refuse_pictures(cls, recipe: Recipe) -> None:

@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from reskit.config import Recipe
-from reskit.data import DataInfo, Split
-from reskit.data.tables import ROWS, RowSplit, TablePreprocess
+from reskit.data import DataInfo
+from reskit.data.tables import TablePreprocess
 from reskit.errors import ConfigError, did_you_mean
 from reskit.inputs import Found
 from reskit.inputs.tables import find_rows
@@ -24,6 +24,9 @@ from reskit.tasks.rows import Rows
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
+
+    from reskit.data import Split
+    from reskit.data.column import Column
 
 __all__ = ["Tabular"]
 
@@ -59,7 +62,6 @@ class Tabular(Rows):
     raw = "row"
     dtype = "float32"
     for_instance = "rows.csv"
-    column = ROWS
     Input = TablePreprocess
     preprocess: TablePreprocess
     pipeline_tag = "tabular-classification"
@@ -96,9 +98,18 @@ class Tabular(Rows):
         return task
 
     @classmethod
+    def column(cls) -> Column:
+        """See `Rows.column`."""
+        from reskit.data.table_sources import ROWS
+
+        return ROWS
+
+    @classmethod
     def geometry(cls, recipe: Recipe, info: DataInfo, train: Split) -> TablePreprocess:
         """Return the scales and categories of the training rows; see `Task.geometry`."""
         cls.refuse_pictures(recipe)
+        from reskit.data.table_sources import RowSplit
+
         assert isinstance(train, RowSplit)
         return TablePreprocess.learned(train.columns(), cls.read_settings(recipe).categorical)
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from reskit.config import Recipe
-from reskit.data import DataInfo, Split
-from reskit.data.texts import TEXTS, TextPreprocess, TextSplit
+from reskit.data import DataInfo
+from reskit.data.texts import TextPreprocess
 from reskit.inputs import Found
 from reskit.inputs.texts import find_texts
 from reskit.tasks.base import TASKS, TaskSettings
 from reskit.tasks.rows import Rows
+
+if TYPE_CHECKING:
+    from reskit.data import Split
+    from reskit.data.column import Column
 
 __all__ = ["Text"]
 
@@ -44,7 +48,6 @@ class Text(Rows):
     raw = "tokens"
     dtype = "int32"
     for_instance = "what people write"
-    column = TEXTS
     Input = TextPreprocess
     preprocess: TextPreprocess
     pipeline_tag = "text-classification"
@@ -52,10 +55,19 @@ class Text(Rows):
     settings: TextSettings
 
     @classmethod
+    def column(cls) -> Column:
+        """See `Rows.column`."""
+        from reskit.data.text_sources import TEXTS
+
+        return TEXTS
+
+    @classmethod
     def geometry(cls, recipe: Recipe, info: DataInfo, train: Split) -> TextPreprocess:
         """Return the vocabulary of the training texts; see `Task.geometry`."""
         cls.refuse_pictures(recipe)
         asked = cls.read_settings(recipe)
+        from reskit.data.text_sources import TextSplit
+
         assert isinstance(train, TextSplit)
         return TextPreprocess.learned(
             train.texts(), unit=asked.unit, length=asked.length, most=asked.vocabulary, least=asked.least

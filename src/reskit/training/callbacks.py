@@ -83,7 +83,7 @@ class Reporter(Callback):
         held_out = "".join(f"  {name} {value:.4f}" for name, value in row.items() if name in self._shown(row))
         self.say(
             f"epoch {row['epoch']}/{self._epochs}  loss {row['train_loss']:.4f}{held_out}"
-            f"  {row['images_per_second']:.0f} images/s  {row['seconds']:.1f} s"
+            f"  {row['images_per_second']:.0f} examples/s  {row['seconds']:.1f} s"
         )
 
     def on_end(self) -> None:

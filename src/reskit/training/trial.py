@@ -57,7 +57,7 @@ def fastest_runtime(
         for trial in trials:
             note = "" if trial.accepted else "  (left out: does not train to the same loss)"
             mark = "->" if trial.runtime == chosen[0] else "  "
-            speed = f"{trial.images_per_second:>8.0f} images/s"
+            speed = f"{trial.images_per_second:>8.0f} examples/s"
             say(f"{mark} {trial.runtime!s:<32} {speed}  loss {trial.loss:.3f}{note}")
     broadcast_object_list(chosen)
     assert chosen[0] is not None

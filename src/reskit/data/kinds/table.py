@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import zlib
 from pathlib import Path
 
 import datasets
 
+from reskit.data.delimited import read_table, separator_of
 from reskit.data.kinds.base import SOURCES, Found, SourceKind, group_by_split, split_alias
 from reskit.errors import DataError
 
-__all__ = ["open_table", "parse_table", "read_table", "separator_of"]
-
-_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+__all__ = ["open_table"]
 
 
 def _files(location: str) -> list[Path]:
@@ -52,51 +47,6 @@ def open_table(location: str, cache_dir: Path | None, suffixes: frozenset[str]) 
         for name, rows in splits.items()
     }
     return Found(tables, root=root, notes=notes)
-
-
-def separator_of(file: Path) -> str | None:
-    """Return what stands between the cells of a file, or None where it is no table; it may end in ``.gz``."""
-    name = file.name.lower().removesuffix(".gz")
-    return _SEPARATORS.get(Path(name).suffix)
-
-
-def read_table(file: Path) -> list[dict[str, str]]:
-    """Return the rows of a table by the names in its header line, every cell as text.
-
-    Raises:
-        DataError: it is not there, empty, ragged or not text.
-    """
-    try:
-        content = file.read_bytes()
-        text = (gzip.decompress(content) if file.suffix.lower() == ".gz" else content).decode("utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"cannot read {file}: no such file") from None
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {file}: {error}; expected UTF-8 text with a header line") from error
-    return parse_table(text, str(file), separator_of(file) or ",")
-
-
-def parse_table(text: str, file: str, separator: str = ",") -> list[dict[str, str]]:
-    """Return the rows of a table; see `read_table`.
-
-    Args:
-        text: its lines.
-        file: what it is called, for people.
-        separator: between cells.
-
-    Raises:
-        DataError: it is empty or ragged.
-    """
-    try:
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
-    except csv.Error as error:
-        raise DataError(f"cannot read {file}: {error}; expected UTF-8 text with a header line") from error
-    if not rows:
-        raise DataError(f"{file} has no rows below its header line")
-    for number, row in enumerate(rows, start=2):
-        if None in row or None in row.values():
-            raise DataError(f"{file} line {number} does not have the columns of the header line")
-    return rows
 
 
 def _split_of(row: dict[str, str], default: str) -> str:

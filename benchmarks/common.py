@@ -47,3 +47,29 @@ def finished_run(
             {name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)
         ]
     return json.loads((folder / "result.json").read_text()), history
+
+
+def engines_of(bundle: Path) -> dict[str, Any]:
+    """Return what `reskit.optimize` finds, and the figure of its choice on the whole held-out split.
+
+    Engines take turns in one run; speeds are given as ratios to PyTorch in float32.
+    """
+    engines = ["torch", "onnxruntime", "openvino"]
+    plan = reskit.optimize(bundle, backends=engines, again=True, say=print).plan
+    eager = next(engine for engine in plan.engines if engine.name == "torch-fp32")
+    metric = reskit.load(bundle).task.main_metric
+    scores = {
+        engine: reskit.evaluate(bundle, engine=engine).metrics[metric] for engine in ("eager", "latency")
+    }
+    return {
+        "chosen": plan.engine("latency").name,
+        "metric": metric,
+        "of_eager": scores["eager"],
+        "of_chosen": scores["latency"],
+        "latency_ratio": eager.latency_ms / plan.engine("latency").latency_ms,
+        "throughput_ratio": plan.engine("throughput").images_per_s / eager.images_per_s,
+        "milliseconds": {
+            f"{engine.name}, {engine.threads} threads": {str(one.batch): one.p50_ms for one in engine.batches}
+            for engine in plan.engines
+        },
+    }

@@ -27,7 +27,7 @@ from reskit.backends.openvino import core
 from reskit.backends.servable import OUTPUT, Servable, folded
 from reskit.backends.writing import largest_difference
 from reskit.data import ImagePreprocess
-from reskit.data.tables import Numbers, Scaled
+from reskit.data.tables import Bent
 from reskit.data.texts import Tokens
 from reskit.models import MODELS, create_model, list_models
 
@@ -97,7 +97,7 @@ def network(name: str) -> tuple[Servable, Metadata]:
         normalize: nn.Module = Tokens(entry.in_channels)
     elif entry.task == "tabular":
         spec = TensorSpec(name="row", dtype="float32", shape=(None, *entry.input_size))
-        normalize = Scaled([Numbers(name="", middle=0, spread=1)] * entry.in_channels, [])
+        normalize = Bent(entry.in_channels, 0, [])
     else:
         size = [min(side, LARGEST_SIDE) for side in entry.input_size[1:]]
         spec = TensorSpec(name="image", dtype="uint8", shape=(None, 3, *size))

@@ -104,7 +104,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     [
         ("digits-resnet", "did you mean 'digits-resnet8'"),
         ("cifar10_resnet20", "'cifar10-resnet20'"),
-        ("qqq", "known: cifar10-"),
+        ("qqq", "known: audio, cifar10-"),
     ],
 )
 def test_an_unknown_name_suggests(name: str, suggestion: str) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from reskit.bundle import Bundle
 from reskit.errors import ModelError
-from reskit.tasks.labelled import Labelled
 
 __all__ = ["explains", "grad_cam"]
 
@@ -20,7 +19,7 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 def explains(bundle: Bundle) -> bool:
     """Return whether `grad_cam` is for a bundle: it tells classes by what lies at places."""
-    return isinstance(bundle.task, Labelled) and bundle.task.takes != "table"
+    return bundle.task.explains
 
 
 def grad_cam(bundle: Bundle, example: Tensor, label: int) -> Tensor:

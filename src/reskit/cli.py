@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -32,12 +33,17 @@ app = typer.Typer(
 
 app.add_typer(cli_deploy.app, name="deploy")
 
+_FILE = re.compile(r"\S+\.(txt|csv|tsv|csv\.gz|tsv\.gz|parquet)", re.IGNORECASE)
+"""What was meant for a file, though it is not there."""
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.")]
 Data = Annotated[
     str | None,
-    typer.Option("--data", metavar="PATH", help="Image folder, Parquet, CSV, Arrow, WebDataset or Hub name."),
+    typer.Option(
+        "--data", metavar="PATH", help="Folder of files, CSV, Parquet, Arrow, WebDataset or Hub name."
+    ),
 ]
 
 Pictures = Annotated[
@@ -127,7 +133,8 @@ def evaluate(
 def predict(
     bundle: BundlePath,
     inputs: Annotated[
-        list[str], typer.Argument(help="Files, folders or globs; - reads a list from standard input.")
+        list[str],
+        typer.Argument(help="Files, folders or globs, or texts; - reads a list from standard input."),
     ],
     out: Annotated[
         Path | None,
@@ -136,19 +143,20 @@ def predict(
     save: Annotated[
         Path | None, typer.Option("--save", metavar="DIR", help="Write masks, restored images and the like.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples at once.")] = 32,
     engine: Engine = "auto",
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Predict for images; one that cannot be read becomes a row with an error."""
+    """Predict for images, recordings, texts or rows; one that cannot be read becomes a row with an error."""
     from reskit.prediction import OUTPUT_FORMATS
     from reskit.prediction import predict as run
 
     if out and out.suffix.lower() not in OUTPUT_FORMATS:  # said before the work, not after it
         raise ConfigError(f"cannot tell a format from {str(out)!r}: end it in {', '.join(OUTPUT_FORMATS)}")
     names = [name for given in inputs for name in (_lines_of_stdin() if given == "-" else [given])]
-    predictions = run(bundle, names, batch_size=batch_size, engine=engine, save=save)
+    items = [Path(name) if os.path.lexists(name) or _FILE.fullmatch(name) else name for name in names]
+    predictions = run(bundle, items, batch_size=batch_size, engine=engine, save=save)
     if out:
         predictions.write(out)
     if json:

@@ -247,6 +247,7 @@ def predict_rows(
         raise ConfigError(f"batch_size is {batch_size!r}: give a whole number of at least 1")
     if not isinstance(bundle, Bundle):
         bundle = Bundle.load(bundle)
+    bundle.task.check_installed()
     entries = bundle.task.find(inputs, recursive)
     folder = None if save is None else Path(save)
     return _rows(bundle.task, entries, answers(bundle, engine), batch_size, folder)
@@ -283,7 +284,7 @@ def _read(task: Task, entry: Found) -> Tensor | str:
     except DataError as error:
         return str(error)
     except Exception as error:  # decoders raise anything on hostile bytes; one file must not end a long run
-        return f"cannot read image {entry.name}: {type(error).__name__}: {error}"
+        return f"cannot read {entry.name}: {type(error).__name__}: {error}"
 
 
 def _answered(task: Task, images: list[Tensor], answer: Answers) -> Iterator[Tensor]:

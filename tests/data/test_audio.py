@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -120,20 +121,40 @@ def test_no_more_is_read_than_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     read = soundfile.SoundFile.read
 
-    def counted(file: Any, frames: int, **options: Any) -> Any:
+    def counted(file: Any, frames: int, *rest: Any, **options: Any) -> Any:
         asked.append(frames)
-        return read(file, frames, **options)
+        return read(file, frames, *rest, **options)
 
     monkeypatch.setattr(soundfile.SoundFile, "read", counted)
-    assert len(read_sound(encoded(np.zeros(RATE * 600), format="FLAC"), 0.5).samples) == RATE // 2
-    assert asked == [RATE // 2]
+    silence = np.zeros((RATE * 60, 8))
+    assert len(read_sound(encoded(silence, format="FLAC"), 20).samples) == RATE * 20
+    assert sum(asked) == RATE * 20
+    assert max(asked) <= 1 << 16  # a block at once, whose channels are then one
+
+
+def test_a_file_that_does_not_say_how_long_it_is() -> None:
+    """What an encoder wrote to a pipe: the count of samples in the header of FLAC is 0."""
+    data = bytearray(encoded(tone(1000), format="FLAC"))
+    at = data.index(b"fLaC") + 8 + 13
+    data[at] &= 0xF0
+    data[at + 1 : at + 5] = bytes(4)
+    with pytest.raises(DataError, match="the recording: it does not say how long it is"):
+        preprocess().read(bytes(data))
+
+
+def test_rates_without_a_common_measure_take_no_time() -> None:
+    began = time.perf_counter()
+    found = preprocess().read(encoded(tone(1000, rate=383_987), 383_987)).float()
+    assert time.perf_counter() - began < 2
+    loud = (expected := preprocess().read(encoded(tone(1000))).float()) > 160
+    assert (found - expected)[loud].abs().mean() < 4
 
 
 @pytest.mark.parametrize(
     ("item", "said"),
     [
         (b"", "not a sound file"),
-        (b"RIFF" + bytes(100), "cannot read recording"),
+        (b"RIFF" + bytes(100), "cannot read the recording"),
         (encoded(np.zeros(0)), "no sound"),
         (encoded(np.zeros(10), 7), "7 samples a second"),
         (np.zeros(4), "cannot read a recording from ndarray"),

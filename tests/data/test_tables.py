@@ -46,15 +46,19 @@ def test_columns_are_of_numbers_or_of_categories() -> None:
 @pytest.mark.parametrize(
     ("row", "raw"),
     [
-        ({"amount": " 12.5 ", "age": "7", "country": "de", "code": 2}, [12.5, 7, 0, 2, 2]),
-        ({"amount": 1, "age": None, "country": "xx", "code": 2.0}, [1, 3.5, 1, 0, 2]),
-        ({"amount": "NA", "age": math.nan, "country": None, "code": "", "more": 1}, [30, 3.5, 1, 0, 0]),
-        ({"amount": True, "age": np.float32(2), "country": " fr", "code": "3"}, [1, 2, 0, 1, 3]),
+        ({"amount": " 12.5 ", "age": "7", "country": "de", "code": 2}, [-0.875, 2, 0, 2, 2]),
+        ({"amount": 1, "age": None, "country": "xx", "code": 2.0}, [-1.45, 0, 1, 0, 2]),
+        ({"amount": "NA", "age": math.nan, "country": None, "code": "", "more": 1}, [0, 0, 1, 0, 0]),
+        (
+            {"amount": np.int8(1), "age": np.float32(2), "country": " fr", "code": "3"},
+            [-1.45, -1.5 / 1.75, 0, 1, 3],
+        ),
     ],
 )
 def test_a_row_is_read(row: dict[str, Any], raw: list[float]) -> None:
     found = learned().read(row)
-    assert (found.dtype, found.tolist()) == (torch.float32, raw)
+    assert found.dtype == torch.float32
+    assert found.tolist() == pytest.approx(raw)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +69,7 @@ def test_a_row_is_read(row: dict[str, Any], raw: list[float]) -> None:
         ({"amount": "inf", "age": 1, "country": "fr", "code": 1}, "a number is needed"),
         ({"amount": 10**400, "age": 1, "country": "fr", "code": 1}, "a number is needed"),
         ({"amount": 1e39, "age": 1, "country": "fr", "code": 1}, "a number is needed"),
+        ({"amount": True, "age": 1, "country": "fr", "code": 1}, "is True: a number is needed"),
         ({"amount": [1], "age": 1, "country": "fr", "code": 1}, "a number is needed"),
         ([1, 2], "cannot read a row from list"),
     ],
@@ -74,23 +79,58 @@ def test_a_row_that_cannot_be_read(row: Any, said: str) -> None:
         learned().read(row)
 
 
-def test_numbers_are_scaled_as_the_paper_says() -> None:
+def test_numbers_are_scaled_and_bent_as_the_paper_says() -> None:
     preprocess = learned()
-    raw = torch.tensor([[50.0, 3.5, 1, 2, 3], [-1e30, 5.0, 0, 9, -4]])
-    found = preprocess.normalize()(raw)
+    row = {"amount": 50, "age": 5, "country": "de", "code": 3}
+    found = preprocess.normalize()(preprocess.read(row)[None])[0]
     z, y = (50 - 30) / 20, (5 - 3.5) / 1.75
-    assert found[0].tolist() == pytest.approx([z / math.sqrt(1 + (z / 3) ** 2), 0, 1, 2, 3])
-    assert found[1].tolist() == pytest.approx(
-        [-3, y / math.sqrt(1 + (y / 3) ** 2), 0, 3, 0]
-    )  # codes are kept within
+    bent = [z / math.sqrt(1 + (z / 3) ** 2), y / math.sqrt(1 + (y / 3) ** 2)]
+    assert found.tolist() == pytest.approx([*bent, 0, 2, 3])
     with pytest.raises(DataError, match="float"):
         preprocess.normalize()(torch.zeros(1, 4))
 
 
-@given(st.lists(st.floats(allow_nan=False, width=32), min_size=2, max_size=2))
-def test_any_finite_row_gives_finite_input(numbers: list[float]) -> None:
-    raw = torch.tensor([[*numbers, 0, 0, 0]], dtype=torch.float32)
-    assert learned().normalize()(raw).abs().max() <= 3.01
+def test_dates_in_seconds_stay_apart() -> None:
+    """As float32 they would all be one; their differences are not."""
+    times = [1.7e9 + step for step in (0, 20, 50, 70, 100)]
+    preprocess = TablePreprocess.learned({"time": times})
+    assert len({float(preprocess.read({"time": time})[0]) for time in times}) == 5
+
+
+@given(st.lists(st.floats(width=32), min_size=5, max_size=5))
+def test_whatever_a_client_sends_is_within_range(numbers: list[float]) -> None:
+    """Not a number stays so where a number stands, in the sender's own row; a category is one there is."""
+    found = learned().normalize()(torch.tensor([numbers], dtype=torch.float32))[0]
+    assert all(math.isnan(value) or abs(value) <= 3.01 for value in found[:2].tolist())
+    assert 0 <= found[3] <= 3
+    assert 0 <= found[4] <= 3
+
+
+def test_a_mistake_among_numbers_is_named_and_makes_no_categories() -> None:
+    ages: list[Any] = [str(age % 40) for age in range(99)]
+    with pytest.raises(
+        DataError, match="column 'age' is '4o' in training row 99, where 99 others are numbers"
+    ):
+        TablePreprocess.learned({"age": [*ages, "4o"]})
+    assert TablePreprocess.learned({"age": [*ages, "4o"]}, ["age"]).categories
+    mixed = TablePreprocess.learned({"size": ["1", "2", "S", "M"] * 5})
+    assert mixed.categories[0].values == ("1", "2", "M", "S")
+
+
+def test_a_category_is_one_however_it_is_spelt() -> None:
+    preprocess = TablePreprocess.learned({"c": ["1.0", "2.0", "1.0"], "b": ["true", "false", "true"]}, ["c"])
+    for one, true in (("1", "TRUE"), (1, True), (1.0, np.bool_(True)), ("1.00", "true")):
+        assert preprocess.read({"c": one, "b": true}).tolist() == [1, 1]
+    assert preprocess.read({"c": "01", "b": "yes"}).tolist() == [0, 0]  # another code
+
+
+def test_what_libraries_call_missing_is_so() -> None:
+    import pandas as pd
+
+    row = {"amount": pd.NA, "age": pd.NaT, "country": pd.NA, "code": float("nan")}
+    assert learned().read(row).tolist() == [0, 0, 1, 0, 0]
+    frame = pd.DataFrame(COLUMNS).convert_dtypes()
+    assert learned().read(frame.to_dict("records")[1])[2] == 1
 
 
 def test_half_and_bf16_count_every_category() -> None:
@@ -106,6 +146,7 @@ def test_half_and_bf16_count_every_category() -> None:
     [
         ({"name": [f"person {i}" for i in range(60)]}, "60 different values in 60 rows"),
         ({"empty": [None, "", "NA"]}, "column 'empty' is empty"),
+        ({"day": [f"2026-01-{day:02}" for day in range(1, 61)]}, "of a date make a number"),
     ],
 )
 def test_columns_that_say_nothing(columns: dict[str, list[Any]], said: str) -> None:
@@ -120,7 +161,7 @@ def test_a_column_of_categories_must_be_there() -> None:
 
 def test_a_constant_column_does_no_harm() -> None:
     preprocess = TablePreprocess.learned({"a": [5, 5, 5], "b": [1, 2, 3]})
-    assert preprocess.normalize()(torch.tensor([[5.0, 2.0]])).tolist() == [[0, 0]]
+    assert preprocess.read({"a": 5, "b": 2}).tolist() == [0, 0]
 
 
 # Places.
@@ -144,6 +185,12 @@ def test_columns_may_be_named(tmp_path: Path) -> None:
     assert source["train"].item(0).keys() == {"c", "a"}
     with pytest.raises(DataError, match="no column 'd'"):
         open_source(tmp_path / "rows.csv", examples=ROWS, column=("d",))
+    source = open_source(tmp_path / "rows.csv", examples=ROWS, leave_out=("b",))
+    assert source["train"].item(0).keys() == {"a", "c"}
+    with pytest.raises(DataError, match=r"data\.leave_out: no column 'd'"):
+        open_source(tmp_path / "rows.csv", examples=ROWS, leave_out=("d",))
+    with pytest.raises(DataError, match="the label, 'label': leave it out"):
+        open_source(tmp_path / "rows.csv", examples=ROWS, column=("a", "label"), label_column="label")
     (tmp_path / "alone.csv").write_text("label\nx\ny\n")
     with pytest.raises(DataError, match="no column but the label"):
         open_source(tmp_path / "alone.csv", examples=ROWS)

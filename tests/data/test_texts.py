@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import time
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,16 @@ def test_characters_of_any_script() -> None:
     preprocess = TextPreprocess.learned(["\u00c9t\u00e9", "e\u0301t"], unit="character", length=4)
     assert preprocess.vocabulary == ("\u00e9", "t")  # composed or not, it is one letter
     assert preprocess.read("T\u00c9 \u732b!").tolist() == [3, 2, 1, 1]
+
+
+def test_no_text_takes_long() -> None:
+    """Marks on one letter are sorted in quadratic time, and what is cut off is not looked at."""
+    preprocess = words("a b")
+    began = time.perf_counter()
+    assert preprocess.read("a" + "\u0300\u0316" * 2_000_000 + " b").tolist()[0] in (1, 2)
+    assert preprocess.read(" " * 100 + "b" + " a" * 5_000_000).tolist()[0] == 3
+    assert time.perf_counter() - began < 5
+    assert preprocess.read("a" + "\u0301" * 40).tolist() == preprocess.read("a" + "\u0301" * 30).tolist()
 
 
 def test_the_usual_length_is_that_of_nearly_all_texts() -> None:
@@ -126,6 +137,10 @@ def test_a_folder_of_texts(tmp_path: Path) -> None:
         ("text,label\na\n", "line 2"),
         ("words,label\na,b\nc,d\n", "text_column"),
         ("text,label\na,b\nc,\n", "no label"),
+        ("text;label\na;b\n", "semicolons"),
+        ("text,text,label\na,b,c\n", "two columns 'text'"),
+        ('text,label\n"two\nlines",b\nc\n', "line 4"),
+        ("text,label\n" + "a" * 200_000 + ",b\n", "field larger than field limit"),
     ],
 )
 def test_wrong_tables(tmp_path: Path, lines: str, said: str) -> None:

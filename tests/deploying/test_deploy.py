@@ -17,10 +17,14 @@ import pytest
 import yaml
 
 import reskit
+from reskit.bundle import Bundle
+from reskit.data.texts import TextPreprocess
 from reskit.deploying import deploy
 from reskit.deploying.facts import TARGETS, Facts, Target
+from reskit.deploying.image import dockerfile
 from reskit.deploying.manifests import machine
 from reskit.errors import BundleError, ConfigError, OutputError
+from reskit.tasks import TASKS
 
 COMMON = {"Dockerfile", ".dockerignore", "README.md", "wheels/README.txt"} | {
     f"bundle/{name}"
@@ -202,6 +206,30 @@ def test_the_commands_are_shell(written: dict[str, Path], to: str) -> None:
         assert f"| `{name}` |" in readme
         assert name in commands
     assert not re.search(r"\{\w+\}(?!')", readme.replace("{.status", ""))
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_the_commands_send_what_the_bundle_takes(tmp_path: Path, to: Target) -> None:
+    task = TASKS.get("text")(preprocess=TextPreprocess.learned(["a b c"], unit="word"), labels=["no", "yes"])
+    Bundle.write(
+        tmp_path / "words",
+        task=task,
+        model=reskit.create_model("text_resnet8", in_channels=task.preprocess.channels, width=[8, 8, 8]),
+        metrics={},
+        provenance={},
+        samples=task.read("a b")[None],
+    )
+    deploy(tmp_path / "words", to=to, out=tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "text.txt" in text
+    assert "image.png" not in text
+    if to == "kserve":
+        assert '"name": "tokens", "shape": [1, 8], "datatype": "INT32"' in text
+
+
+def test_what_reads_recordings_is_in_the_image(bundle: Path) -> None:
+    assert 'RESKIT="reskit[serve]==' in dockerfile(facts(bundle, "kserve"), "kserve")
+    assert 'RESKIT="reskit[serve,audio]==' in dockerfile(facts(bundle, "kserve", extras=("audio",)), "kserve")
 
 
 def test_larger_networks_get_more_memory_and_larger_machines(bundle: Path) -> None:

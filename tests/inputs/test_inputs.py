@@ -10,10 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from reskit.data.texts import TextPreprocess
 from reskit.errors import DataError
 from reskit.inputs.recordings import find_recordings
 from reskit.inputs.tables import find_rows
-from reskit.inputs.texts import find_texts
+from reskit.inputs.texts import find_texts as find_with
+
+
+def find_texts(inputs: Any, recursive: bool, column: str | None = None) -> Any:
+    return find_with(inputs, recursive, TextPreprocess.learned(["a"], unit="word", column=column))
 
 
 @pytest.fixture
@@ -31,7 +36,7 @@ def names(found: Any) -> list[str]:
 
 
 def test_texts_are_strings_files_rows_and_bytes(folder: Path) -> None:
-    found = list(find_texts(["hello", "a.txt", Path("b.csv"), b"bytes", "*.txt", "nowhere.txt"], True))
+    found = list(find_texts(["hello", Path("a.txt"), Path("b.csv"), b"bytes", Path("*.txt")], True))
     assert [(entry.name, entry.item) for entry in found] == [
         ("hello", "hello"),
         ("a.txt", Path("a.txt")),
@@ -39,18 +44,21 @@ def test_texts_are_strings_files_rows_and_bytes(folder: Path) -> None:
         ("b.csv row 2", "second"),
         ("inputs[3]", b"bytes"),
         ("a.txt", Path("a.txt")),
-        ("nowhere.txt", "nowhere.txt"),  # no file, so it is what it says
     ]
-    assert names(find_texts(folder, True)) == [str(folder / "a.txt")]
+    assert names(find_texts(folder, True)) == [
+        str(folder / "a.txt"),
+        f"{folder / 'b.csv'} row 1",
+        f"{folder / 'b.csv'} row 2",
+    ]
 
 
-def test_long_texts_have_short_names_and_odd_ones_are_no_files(folder: Path) -> None:
+def test_a_string_is_a_text_whatever_it_says(folder: Path) -> None:
     long = "word " * 2000
     (entry,) = find_texts(long, True)
     assert (entry.item, len(entry.name)) == (long, 60)
-    for odd in ("", "what?", "[a", "a\0b", "line\nbreak", "x" * 300):
-        (entry,) = find_texts(odd, True)
-        assert entry.item == odd
+    for text in ("", "a.txt", ".", "**", "what?", "a\0b", "line\nbreak"):
+        (entry,) = find_texts(text, True)
+        assert entry.item == text
 
 
 def test_rows_are_records_frames_and_tables(folder: Path) -> None:
@@ -84,8 +92,8 @@ def test_recordings_are_files_bytes_and_arrays(folder: Path) -> None:
         (find_texts, 7, "cannot predict for int: give texts"),
         (find_texts, [], "the list is empty"),
         (find_rows, [7], "cannot predict for int: give tables"),
-        (find_rows, "nowhere.csv", "no such file"),
-        (find_rows, "c.wav", "no rows"),
+        (find_rows, pd.DataFrame({"n": []}), "has no rows"),
+        (find_texts, Path("*.md"), "no file matches"),
         (find_recordings, [[]], "cannot predict for list: give paths"),
         (find_recordings, "*.flac", "no file matches"),
     ],
@@ -95,8 +103,23 @@ def test_nothing_to_answer(folder: Path, find: Any, given: Any, said: str) -> No
         list(find(given, True))
 
 
-def test_one_bad_thing_among_others_has_an_error_in_its_place(folder: Path) -> None:
-    first, second = find_rows(["nowhere.csv", {"n": 1}], True)
-    assert first.error is not None
-    assert "no such file" in first.error
-    assert second.item == {"n": 1}
+def test_one_bad_file_among_others_has_an_error_in_its_place(folder: Path) -> None:
+    (folder / "b2.csv").write_text("n,text\n1\n")
+    found = list(find_rows(folder, True))
+    assert [entry.error is None for entry in found] == [True, True, False, True]
+    assert found[2].error is not None
+    assert "line 2 does not have the columns" in found[2].error
+    assert [entry.error is None for entry in find_texts(folder, True)] == [True, True, True, False]
+    (missing,) = find_rows("nowhere.csv", True)
+    assert missing.error is not None
+    assert "no such file" in missing.error
+
+
+def test_texts_are_in_the_column_they_were_in_in_training(folder: Path) -> None:
+    (folder / "two.csv").write_text("text,body,n\nticket,first,1\nticket,second,2\n")
+    assert [entry.item for entry in find_texts(folder / "two.csv", True, "body")] == ["first", "second"]
+    assert [entry.item for entry in find_texts(folder / "two.csv", True)] == ["ticket", "ticket"]
+    (folder / "odd.csv").write_text("n,m\n1,2\n")
+    (odd,) = find_texts(folder / "odd.csv", True, "body")
+    assert odd.error is not None
+    assert "odd.csv has no column 'body', as in training, of texts: it has n, m" in odd.error

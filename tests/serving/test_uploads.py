@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,15 @@ def test_a_text(three: Running, bundles: dict[str, Path]) -> None:
     same(send(three, "words", "a fine film", "text/plain; charset=utf-8"), expected)
     same(send(three, "words", "a fine film"), expected)
     same(send(three, "words", *form(("text", "", b"a fine film"))), expected)
-    same(send(three, "words", *form(("file", "a.txt", b"a fine film"), ("text", "", b"another"))), expected)
+    same(send(three, "words", *form(("file", "a.txt", b"a fine film"))), expected)
+    two = reskit.predict(bundles["words"], ["a fine film", "dull"])
+    first, second = ("text", "", b"a fine film"), ("text", "", b"dull")
+    same(send(three, "words", *form(first, second, ("model", "", b"words"))), two)
+    same(send(three, "words", *form(("file", "a.txt", b"dull"), first)), two)
+    written = "application/x-www-form-urlencoded"
+    same(send(three, "words", "text=a+fine+film", written), expected)
+    same(send(three, "words", "a fine film", written), expected)  # as curl calls what it is given by --data
+    same(send(three, "words", "a fine film".encode("utf-16"), "text/plain; charset=utf-16"), expected)
 
 
 def test_texts_of_a_table(three: Running, bundles: dict[str, Path]) -> None:
@@ -145,7 +154,7 @@ def test_more_rows_than_a_batch_has(three: Running, bundles: dict[str, Path]) ->
     lines = "amount,country\n" + "".join(f"{row['amount']},fr\n" for row in rows)
     same(send(three, "rows", lines, "text/csv"), reskit.predict(bundles["rows"], rows))
     reply = send(three, "rows", lines + "1,fr\n", "text/csv")
-    assert (reply.status, "1,000 at once" in reply.json["error"]) == (413, True)
+    assert (reply.status, "more than 1,000 rows" in reply.json["error"]) == (413, True)
 
 
 @pytest.mark.parametrize("how", [{}, {"format": "FLAC"}, {"format": "OGG"}])
@@ -162,7 +171,7 @@ def test_instances_in_json(three: Running, bundles: dict[str, Path]) -> None:
     rows = [{"amount": 1, "country": "fr"}, {"amount": 250, "country": None}]
     speech = {"b64": base64.b64encode(wav()).decode()}
     for model, instances, items in (
-        ("words", ["a fine film", "dull"], ["a fine film", "dull"]),
+        ("words", ["a fine film", {"text": "dull"}], ["a fine film", "dull"]),
         ("rows", rows, rows),
         ("speech", [speech, {"image_bytes": speech}], [wav(), wav()]),
     ):
@@ -201,6 +210,29 @@ def test_the_protocol_takes_tokens_and_rows(three: Running) -> None:
     assert np.isfinite(reply.json["outputs"][0]["data"]).all()
 
 
+def test_what_is_no_number_is_nobody_elses_trouble(three: Running) -> None:
+    rows = np.array([[1, np.nan], [np.nan, 1], [1, 1]], np.float32)
+    head = {
+        "inputs": [
+            {
+                "name": "row",
+                "shape": [3, 2],
+                "datatype": "FP32",
+                "parameters": {"binary_data_size": rows.nbytes},
+            }
+        ]
+    }
+    head["outputs"] = [{"name": "output", "parameters": {"binary_data": True}}]  # type: ignore[list-item]
+    text = json.dumps(head).encode()
+    reply = three.post(
+        "/v2/models/rows/infer", text + rows.tobytes(), {"Inference-Header-Content-Length": str(len(text))}
+    )
+    assert reply.status == 200
+    start = int(reply.headers["inference-header-content-length"])
+    outputs = np.frombuffer(reply.body[start:], np.float32).reshape(3, -1)
+    assert np.isfinite(outputs).all(1).tolist() == [True, False, True]
+
+
 # What is refused.
 
 
@@ -210,18 +242,20 @@ def test_the_protocol_takes_tokens_and_rows(three: Running) -> None:
         ("words", b"", "text/plain", 400, "empty"),
         ("words", b"   ", "text/plain", 400, "the text is empty"),
         ("words", b"\xff\xfe", "text/plain", 400, "not UTF-8"),
-        ("words", b"n,m\n1,2\n", "text/csv", 400, "which column holds the text"),
+        ("words", b"n,m\n1,2\n", "text/csv", 400, "body.csv has no column of texts"),
         ("words", b"a" * (2 << 20) + b"b", "text/plain", 413, "larger than"),
         ("rows", b"amount\n1\n", "text/csv", 400, "no column 'country'"),
         ("rows", b"amount,country\n1\n", "text/csv", 400, "line 2"),
         ("rows", b"amount,country\n", "text/csv", 400, "no rows"),
         ("rows", b'amount,country\n"1,fr\n', "text/csv", 400, "body.csv"),
         ("rows", wav(), "text/csv", 400, "not UTF-8"),
+        ("rows", b"PAR1...", "", 400, "Parquet is not taken here"),
+        ("words", b"a", "text/plain; charset=nothing", 400, "no text in nothing"),
         ("speech", b"RIFF", "audio/wav", 400, "not a sound file"),
-        ("speech", wav()[:44], "audio/wav", 400, "cannot read recording"),
+        ("speech", wav()[:44], "audio/wav", 400, "cannot read the recording"),
         ("speech", b"a text", "text/plain", 400, "not a sound file"),
         ("speech", b'{"instances": ["a text"]}', "application/json", 400, "takes a recording"),
-        ("words", b'{"instances": [{"amount": 1}]}', "application/json", 400, "takes texts"),
+        ("words", b'{"instances": [{"amount": 1}]}', "application/json", 400, "no column of texts"),
         ("words", b'{"instances": [[1, 2]]}', "application/json", 400, "instances.0 is not understood"),
         ("words", b'{"instances": []}', "application/json", 400, "not empty"),
         ("words", b'{"text": "x"}', "application/json", 400, "instances"),
@@ -238,6 +272,15 @@ def test_what_cannot_be_answered(
     assert reply.status == status
     assert said in reply.json["error"]
     assert len(reply.body) < 600
+
+
+def test_a_table_of_few_bytes_takes_no_memory(three: Running) -> None:
+    wide = ",".join(f"c{number}" for number in range(20_000)) + "\n" + "1\n" * 100_000
+    assert send(three, "rows", wide, "text/csv").status == 400
+    long = "amount,country\n" + "1,fr\n" * 300_000
+    began = time.perf_counter()
+    assert send(three, "rows", long, "text/csv").status == 413
+    assert time.perf_counter() - began < 3
 
 
 def test_a_recording_that_claims_hours_takes_no_memory(three: Running) -> None:

@@ -38,13 +38,13 @@ _ATEN = (
     "__or__.Tensor adaptive_avg_pool2d.default adaptive_max_pool2d.default add.Tensor add_.Tensor"
     " amax.default avg_pool2d.default batch_norm.default cat.default clamp.default conv1d.default"
     " conv2d.default div.Tensor dropout.default elu.default elu_.default embedding.default"
-    " flatten.using_ints ge.Scalar hardsigmoid.default hardswish.default hardswish_.default"
+    " flatten.using_ints ge.Scalar gt.Scalar hardsigmoid.default hardswish.default hardswish_.default"
     " hardtanh.default hardtanh_.default leaky_relu.default leaky_relu_.default linear.default lt.Scalar"
     " max_pool2d.default mean.dim minimum.default mul.Tensor narrow.default neg.default new_ones.default"
     " pad.default permute.default pixel_shuffle.default pixel_unshuffle.default prelu.default relu.default"
     " relu_.default reshape.default rsqrt.default sigmoid.default silu.default silu_.default slice.Tensor"
     " softmax.int stack.default sub.Tensor tanh.default to.dtype upsample_bilinear2d.vec"
-    " upsample_nearest2d.vec view.default where.ScalarSelf"
+    " upsample_nearest2d.vec view.default where.ScalarOther where.ScalarSelf"
 )
 _QUANTIZED = "dequantize_per_channel.default dequantize_per_tensor.default quantize_per_tensor.default"
 _OPERATORS = frozenset(

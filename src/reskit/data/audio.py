@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +19,7 @@ from reskit.errors import DataError
 
 __all__ = ["AudioPreprocess", "mel_filters"]
 
+_FINEST = 1000
 _LOUDNESS = 80.0
 """Decibels below the loudest place of a recording that are still told apart."""
 
@@ -129,6 +131,7 @@ def _resampled(samples: npt.NDArray[np.float32], have: int, want: int) -> npt.ND
         return samples
     from scipy.signal import resample_poly
 
-    common = math.gcd(have, want)
-    found: npt.NDArray[np.float32] = resample_poly(samples, want // common, have // common).astype(np.float32)
-    return found
+    # Rates without a common measure would need a filter of millions of taps, for a shift nobody hears.
+    ratio = Fraction(want, have).limit_denominator(_FINEST)
+    found: npt.NDArray[np.float32] = resample_poly(samples, ratio.numerator, ratio.denominator)
+    return found.astype(np.float32)

@@ -22,6 +22,7 @@ class DataConfig(BaseModel):
     columns: tuple[str, ...] | None = Field(
         None, description="of a table, what is known of a row; all but the label when absent"
     )
+    leave_out: tuple[str, ...] = Field((), description="of a table, columns not to learn from")
     label_column: str | None = None
     on_corrupt: Literal["refuse", "skip"] = "refuse"
     holdout: float = Field(0.2, gt=0, lt=1, description="share held out when the data has one split only")

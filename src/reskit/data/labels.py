@@ -57,7 +57,7 @@ def pick_column(
         return named[0]
     raise DataError(
         f"cannot tell which column holds the {what}: found {', '.join(features) or 'no other'}; "
-        f"say so with {what}_column"
+        f"say so with data.{what}_column"
     )
 
 

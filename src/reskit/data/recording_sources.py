@@ -63,6 +63,10 @@ class RecordingSplit(LabelledSplit):
             f" {middle:.2f} s, {said} samples a second"
         }
 
+    def usual_seconds(self) -> float:
+        """Return how long 95 % of the recordings last at most."""
+        return float(np.quantile([one.seconds for one in self.heard], 0.95))
+
 
 RECORDINGS = Column(
     what="recording",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,9 @@ __all__ = ["AUDIO_SUFFIXES", "Heard", "Sound", "heard", "read_sound"]
 AUDIO_SUFFIXES = frozenset({".aif", ".aiff", ".au", ".flac", ".mp3", ".oga", ".ogg", ".wav"})
 _RATES = (1_000, 384_000)
 _MOST_CHANNELS = 32
+_BLOCK = 1 << 16
+_UNKNOWN = 1 << 40
+"""Frames that no file has."""
 
 
 class Heard(NamedTuple):
@@ -68,10 +72,11 @@ def read_sound(item: Any, most: float) -> Sound:
         try:
             if wanted < file.frames:
                 file.seek((file.frames - wanted) // 2)
-            samples = file.read(wanted, dtype="float32", always_2d=True)
+            blocks = file.blocks(_BLOCK, frames=wanted, dtype="float32", always_2d=True)
+            samples = np.concatenate([block.mean(1) for block in blocks] or [np.zeros(0, np.float32)])
         except RuntimeError as error:  # soundfile's errors are children of it
-            raise DataError(f"cannot read recording {item_name(item)}: {_reason(error)}") from None
-        return _mono(samples.T, file.samplerate, item)
+            raise DataError(f"cannot read {_name(item)}: {_reason(error)}") from None
+        return _checked(samples, file.samplerate, item)
 
 
 def _of_array(item: Mapping[str, Any], most: float) -> Sound:
@@ -87,15 +92,14 @@ def _of_array(item: Mapping[str, Any], most: float) -> Sound:
     wanted = min(samples.shape[-1], round(most * rate))
     first = (samples.shape[-1] - wanted) // 2
     cut = np.atleast_2d(samples)[:, first : first + wanted]
-    return _mono(cut.astype(np.float32), round(rate), item)
+    return _checked(cut.mean(0).astype(np.float32), round(rate), item)
 
 
-def _mono(channels: npt.NDArray[np.float32], rate: int, item: Any) -> Sound:
-    samples = channels.mean(0)
+def _checked(samples: npt.NDArray[np.float32], rate: int, item: Any) -> Sound:
     if not len(samples):
-        raise DataError(f"cannot read recording {item_name(item)}: it holds no sound")
+        raise DataError(f"cannot read {_name(item)}: it holds no sound")
     if not np.isfinite(samples).all():
-        raise DataError(f"cannot read recording {item_name(item)}: it has samples that are not finite")
+        raise DataError(f"cannot read {_name(item)}: it has samples that are not finite")
     return Sound(samples, rate)
 
 
@@ -109,9 +113,9 @@ def _opened(item: Any) -> Iterator[soundfile.SoundFile]:
     """
     try:
         import soundfile
-    except ImportError:
+    except (ImportError, OSError):  # the latter where libsndfile is missing
         raise MissingExtraError("soundfile", "audio") from None
-    name = item_name(item)
+    name = _name(item)
     held = item
     if isinstance(item, Mapping):
         held = item["bytes"] if item.get("bytes") is not None else item.get("path")
@@ -126,22 +130,31 @@ def _opened(item: Any) -> Iterator[soundfile.SoundFile]:
         file = soundfile.SoundFile(io.BytesIO(content))
     except OSError as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
-        raise DataError(f"cannot read recording {name}: {why}") from None
+        raise DataError(f"cannot read {name}: {why}") from None
     except (RuntimeError, TypeError, ValueError) as error:
-        raise DataError(f"cannot read recording {name}: {_reason(error)}") from None
+        raise DataError(f"cannot read {name}: {_reason(error)}") from None
     with file:
         if not _RATES[0] <= file.samplerate <= _RATES[1] or file.channels > _MOST_CHANNELS:
             raise DataError(
-                f"cannot read recording {name}: it has {file.samplerate:,} samples a second in"
-                f" {file.channels} channels"
+                f"cannot read {name}: it has {file.samplerate:,} samples a second in {file.channels} channels"
             )
         if file.frames < 1:
-            raise DataError(f"cannot read recording {name}: it holds no sound")
+            raise DataError(f"cannot read {name}: it holds no sound")
+        if file.frames > _UNKNOWN:
+            raise DataError(
+                f"cannot read {name}: it does not say how long it is, as what was written to a pipe; write"
+                " it again to a file"
+            )
         yield file
 
 
+def _name(item: Any) -> str:
+    name = item_name(item)
+    return "the recording" if name.startswith("<") else f"recording {name}"
+
+
 def _reason(error: BaseException) -> str:
-    text = str(error)
+    text = re.sub(r"^Error opening <.*?>: ", "", str(error))
     return (
         "not a sound file of a known format" if "not recognised" in text or not text else text.splitlines()[0]
     )

@@ -15,7 +15,7 @@ from reskit.data.kinds import SOURCES, Found
 from reskit.data.labels import Labels, encode_labels, stratified_holdout
 from reskit.data.seeds import derive_seed
 from reskit.data.split import OnCorrupt, Split
-from reskit.errors import DataError
+from reskit.errors import DataError, did_you_mean
 
 __all__ = ["Source", "kind_of", "open_labelled", "open_source"]
 
@@ -102,6 +102,7 @@ def open_source(
     examples: Column = IMAGES,
     column: str | Sequence[str] | None = None,
     label_column: str | None = None,
+    leave_out: Sequence[str] = (),
     on_corrupt: OnCorrupt = "refuse",
     holdout: float = 0.2,
     validation: float = 0.0,
@@ -117,6 +118,7 @@ def open_source(
         column: which column holds the examples, where the guess would be wrong; of rows, which they are made
             of.
         label_column: likewise for the label.
+        leave_out: columns that are not looked at.
         on_corrupt: ``"refuse"`` unreadable examples or ``"skip"`` and list them.
         holdout: part of each class held out as ``test`` when the data have one split only; 0 takes all of
             them for ``test``.
@@ -139,7 +141,11 @@ def open_source(
     cache = Path(cache_dir) if cache_dir else None
     found = SOURCES.get(kind).open(location, cache, examples.suffixes)
     tables, notes = _usable(found, location)
-    features = tables["train"].features
+    features = dict(tables["train"].features)
+    for name in leave_out:
+        if name not in features:
+            raise DataError(f"data.leave_out: no column {name!r}{did_you_mean(name, features)}")
+        del features[name]
     chosen, label = examples.choose(features, column or found.column, label_column or found.label_column)
     classes, coded = encode_labels(
         {name: _labels(table, label, name) for name, table in tables.items()}, features[label]
@@ -178,6 +184,7 @@ def open_labelled(data: DataConfig, *, seed: int, examples: Column = IMAGES) -> 
         examples=examples,
         column=data.column_of(examples.what),
         label_column=data.label_column,
+        leave_out=data.leave_out,
         on_corrupt=data.on_corrupt,
         holdout=data.holdout,
         validation=data.validation,

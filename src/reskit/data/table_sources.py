@@ -68,7 +68,11 @@ class _Rows(Column):
         for name in named:
             if name not in features:
                 raise DataError(f"no column {name!r}{did_you_mean(name, features)}")
+        if label in named:
+            raise DataError(f"data.columns holds the label, {label!r}: leave it out")
         rest = {name: feature for name, feature in features.items() if name not in named}
+        if not rest:
+            raise DataError("data.columns holds every column, the label too: leave that out")
         found = guess_label(rest, label)
         chosen = named or tuple(name for name in features if name not in (found, "split"))
         if not chosen:
@@ -79,7 +83,8 @@ class _Rows(Column):
         """See `Column.taken`."""
         if missing := [name for name in chosen if name not in table.column_names]:
             raise DataError(f"a split has no column {missing[0]!r}: it has {few(table.column_names)}")
-        columns = [table.with_format("arrow")[:][name].combine_chunks() for name in chosen]
+        cells = table.with_format("arrow")[:]
+        columns = [cells[name].combine_chunks() for name in chosen]
         joined = pa.StructArray.from_arrays(columns, names=list(chosen))
         return datasets.Dataset(pa.table({"row": joined})), "row"
 

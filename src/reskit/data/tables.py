@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
@@ -15,9 +17,12 @@ from torch import Tensor, nn
 from reskit.data.preprocess import Preprocess
 from reskit.errors import ConfigError, DataError, did_you_mean
 
-__all__ = ["Categories", "Numbers", "Scaled", "TablePreprocess", "few"]
+__all__ = ["Bent", "Categories", "Numbers", "TablePreprocess", "few"]
 
-_MISSING = frozenset({"", "na", "n/a", "nan", "none", "null", "?"})
+_MISSING = frozenset({"", "na", "n/a", "nan", "nat", "none", "null", "<na>", "?"})
+_WHOLE = re.compile(r"(-?\d+)\.0+")
+_NEARLY = 0.95
+"""Part of a column's values that are numbers, above which the others are mistakes."""
 _LARGEST = float(np.finfo(np.float32).max)
 _MOST_VALUES = 255
 """Of a column of categories: with the place for all others they are counted exactly in bf16 too."""
@@ -60,8 +65,10 @@ class Categories(BaseModel):
 class TablePreprocess(Preprocess):
     """A row as numbers: those of its columns of numbers, where they have gaps, and places of its categories.
 
-    Numbers are centred, scaled and bent towards plus and minus 3 by ``z / sqrt(1 + (z / 3) ** 2)``, so that a
-    few extreme ones do not rule (Holzmueller et al., Better by Default, 2024, section 3).
+    Numbers are centred and scaled as they are read, in float64, for the difference of two dates in seconds is
+    lost in float32; a missing one stands in the middle. The network's file bends them towards plus and minus
+    3 by ``z / sqrt(1 + (z / 3) ** 2)``, so that a few extreme ones do not rule (Holzmueller et al., Better by
+    Default, 2024, section 3).
 
     Attributes:
         numbers: columns of numbers, in the order of the input.
@@ -100,7 +107,7 @@ class TablePreprocess(Preprocess):
                 )
         numbers, categories = [], []
         for name, values in columns.items():
-            found = None if name in categorical else _all_numbers(values)
+            found = None if name in categorical else _all_numbers(name, values)
             if found is not None:
                 numbers.append(_numbers(name, found))
             else:
@@ -146,40 +153,40 @@ class TablePreprocess(Preprocess):
         for column in self.numbers:
             number = _number(item[column.name])
             if number is None:
-                raise DataError(f"column {column.name!r} is {item[column.name]!r}: a number is needed")
+                raise DataError(f"column {column.name!r} is {_cut(item[column.name])}: a number is needed")
             if column.gaps:
                 gaps.append(float(math.isnan(number)))
-            values.append(column.middle if math.isnan(number) else number)
+            values.append(0.0 if math.isnan(number) else (number - column.middle) / column.spread)
         codes = [float(_place(column, item[column.name])) for column in self.categories]
-        return torch.tensor([*values, *gaps, *codes], dtype=torch.float64).float()
+        raw = torch.tensor([*values, *gaps, *codes], dtype=torch.float64)
+        return raw.clamp(-_FAR, _FAR).float()
 
     def normalize(self) -> nn.Module:
-        """Return the module that scales numbers."""
-        return Scaled(self.numbers, [len(column.values) + 1 for column in self.categories])
+        """Return the module that bends numbers."""
+        counts = [len(column.values) + 1 for column in self.categories]
+        return Bent(len(self.numbers), len(self._gaps), counts)
 
     def describe(self) -> str:
         """See `Preprocess.describe`."""
-        return f"a row of {len(self.names)} columns, {len(self.categories)} of them categories"
+        named = few([column.name for column in self.categories])
+        categories = f"of categories {named}" if self.categories else "all of numbers"
+        return f"a row of {len(self.names)} columns, {categories}"
 
 
-class Scaled(nn.Module):
-    """Numbers scaled and bent, gaps as they are, categories within their range; see `TablePreprocess`.
+class Bent(nn.Module):
+    """Numbers bent, gaps as they are, categories within their range; see `TablePreprocess`.
 
     Args:
         numbers: columns of numbers.
+        gaps: columns that say where one is missing.
         counts: how many places each column of categories has.
     """
 
-    middle: Tensor
-    spread: Tensor
     last: Tensor
 
-    def __init__(self, numbers: Sequence[Numbers], counts: Sequence[int]) -> None:
+    def __init__(self, numbers: int, gaps: int, counts: Sequence[int]) -> None:
         super().__init__()
-        self.numbers = len(numbers)
-        self.gaps = sum(column.gaps for column in numbers)
-        self.register_buffer("middle", torch.tensor([one.middle for one in numbers]), persistent=False)
-        self.register_buffer("spread", torch.tensor([one.spread for one in numbers]), persistent=False)
+        self.numbers, self.gaps = numbers, gaps
         self.register_buffer("last", torch.tensor([count - 1.0 for count in counts]), persistent=False)
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -191,51 +198,61 @@ class Scaled(nn.Module):
         width = self.numbers + self.gaps + len(self.last)
         if rows.ndim != 2 or rows.shape[1] != width or not rows.is_floating_point():
             raise DataError(f"expected rows, float (N, {width}), got {rows.dtype} {tuple(rows.shape)}")
-        z = ((rows[:, : self.numbers] - self.middle) / self.spread).clamp(-_FAR, _FAR)
+        z = rows[:, : self.numbers].clamp(-_FAR, _FAR)
         parts = [z * torch.rsqrt(1 + z * z / _CLIP**2)] if self.numbers else []
         if self.gaps:
             parts.append(rows[:, self.numbers : self.numbers + self.gaps])
         if len(self.last):
             codes = rows[:, self.numbers + self.gaps :]
-            parts.append(torch.minimum(torch.relu(codes), self.last))  # whatever a client sends
+            # Whatever a client sends, also what is no number, is a place that there is.
+            parts.append(torch.minimum(torch.where(codes > 0, codes, 0.0), self.last))
         return torch.cat(parts, 1)
 
 
 def _number(value: Any) -> float | None:
     """Return a cell as a number, not a number where it is missing, None where it is none."""
-    if value is None:
+    if _is_missing(value):
         return math.nan
-    if isinstance(value, str):
-        text = value.strip()
-        if text.lower() in _MISSING:
-            return math.nan
-        try:
-            value = float(text)
-        except ValueError:
-            return None
-    if not isinstance(value, bool | int | float | np.integer | np.floating | np.bool_):
+    if isinstance(value, bytes | bytearray | bool | np.bool_):
         return None
     try:
         number = float(value)
-    except OverflowError:
+    except (TypeError, ValueError, OverflowError):
         return None
     return None if math.isinf(number) or abs(number) > _LARGEST else number
 
 
-def _all_numbers(values: Sequence[Any]) -> list[float] | None:
-    found = []
-    for value in values:
-        if isinstance(value, bool) or (number := _number(value)) is None:
-            return None
-        found.append(number)
-    return found
+def _is_missing(value: Any) -> bool:
+    # Those of pandas and NumPy say so in words.
+    return value is None or (not isinstance(value, list | dict) and str(value).strip().lower() in _MISSING)
+
+
+def _all_numbers(name: str, values: Sequence[Any]) -> list[float] | None:
+    """Return a column as numbers, or None of one that is of categories.
+
+    Raises:
+        DataError: nearly all are numbers, and some are not.
+    """
+    if any(isinstance(value, bool | np.bool_) for value in values):
+        return None
+    found = [_number(value) for value in values]
+    wrong = [row for row, number in enumerate(found) if number is None]
+    known = sum(number is not None and not math.isnan(number) for number in found)
+    if not wrong:
+        return [number for number in found if number is not None]
+    if known <= _NEARLY * (known + len(wrong)):
+        return None
+    raise DataError(
+        f"column {name!r} is {_cut(values[wrong[0]])} in training row {wrong[0]}, where {known:,} others are"
+        f" numbers ({len(wrong):,} are not): mend it, or name the column in task.arguments.categorical"
+    )
 
 
 def _numbers(name: str, values: list[float]) -> Numbers:
     array = np.array(values)
     known = array[~np.isnan(array)]
     if not len(known):
-        raise DataError(f"column {name!r} is empty: leave it out by data.columns")
+        raise DataError(f"column {name!r} is empty: leave it out by data.leave_out")
     low, first, middle, third, high = np.quantile(known, [0, 0.25, 0.5, 0.75, 1])
     spread = (third - first) or (high - low) / 2 or 1.0
     return Numbers(name=name, middle=float(middle), spread=float(spread), gaps=bool(len(known) < len(array)))
@@ -246,22 +263,30 @@ def _categories(name: str, values: Sequence[Any]) -> Categories:
     if len(counts) > 50 and len(counts) > len(values) / 2:
         raise DataError(
             f"column {name!r} has {len(counts):,} different values in {len(values):,} rows, which is no"
-            " category: name the columns to learn from by data.columns"
+            " category: leave it out by data.leave_out; of a date make a number"
         )
     if not counts:
-        raise DataError(f"column {name!r} is empty: leave it out by data.columns")
+        raise DataError(f"column {name!r} is empty: leave it out by data.leave_out")
     frequent = sorted(counts, key=lambda value: (-counts[value], value))[:_MOST_VALUES]
     return Categories(name=name, values=tuple(frequent))
 
 
 def _text(value: Any) -> str | None:
-    """Return a cell as the name of a category: 3 and 3.0 are one; None where it is missing."""
-    if isinstance(value, float | np.floating):
-        if math.isnan(value):
-            return None
-        value = int(value) if float(value).is_integer() else float(value)
-    text = "" if value is None else str(value).strip()
-    return None if text.lower() in _MISSING else text
+    """Return a cell as the name of a category, None where it is missing.
+
+    3, 3.0 and "3.0" are one; so are True and "true".
+    """
+    if _is_missing(value):
+        return None
+    text = str(value).strip()
+    whole = _WHOLE.fullmatch(text)
+    if whole:
+        return whole[1]
+    return text.lower() if text.lower() in ("true", "false") else text
+
+
+def _cut(value: Any) -> str:
+    return textwrap.shorten(repr(value), 60, placeholder=" ...")
 
 
 def _place(column: Categories, value: Any) -> int:

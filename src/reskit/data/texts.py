@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -29,6 +29,10 @@ TEXT_COLUMNS = (
     *("document", "title", "body", "tweet", "headline", "file"),
 )
 """What a column of texts is usually called, in lower case, the most telling first."""
+_LONGEST_WORD = 100
+"""Characters, spaces around it included; of a text no more are looked at than so many a token."""
+_MARKS = 30
+"""Of one letter, as in Unicode's stream-safe text format (UAX 15, section 13)."""
 _FIRST = 2
 """Tokens before those of the vocabulary: 0 for none, 1 for one that is not known."""
 _SHOWN = "\u2423"  # an open box, for a token that is not known
@@ -71,11 +75,13 @@ class TextPreprocess(Preprocess):
         unit: ``word``: words, apostrophes within them included, and single signs; or ``character``.
         length: tokens looked at; what follows is cut off.
         vocabulary: the tokens known.
+        column: of the tables that the training texts were in.
     """
 
     unit: Unit
     length: int = Field(ge=1, le=65_536)
     vocabulary: tuple[str, ...] = Field(min_length=1)
+    column: str | None = None
 
     @model_validator(mode="after")
     def _counted(self) -> TextPreprocess:
@@ -92,6 +98,7 @@ class TextPreprocess(Preprocess):
         length: int | None = None,
         most: int = 20_000,
         least: int = 1,
+        column: str | None = None,
     ) -> Self:
         """Return what suits texts.
 
@@ -102,6 +109,7 @@ class TextPreprocess(Preprocess):
                 most 256 words or 1,024 characters.
             most: tokens in the vocabulary, the most frequent.
             least: times a token must be there.
+            column: of the tables they are in.
 
         Raises:
             DataError: there is no token.
@@ -119,7 +127,9 @@ class TextPreprocess(Preprocess):
         if length is None:
             usual = float(np.quantile(lengths, 0.99))
             length = min(256 if unit == "word" else 1024, max(8, 8 * -int(-usual // 8)))
-        return cls(channels=_FIRST + len(vocabulary), unit=unit, length=length, vocabulary=vocabulary)
+        return cls(
+            channels=_FIRST + len(vocabulary), unit=unit, length=length, vocabulary=vocabulary, column=column
+        )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -136,11 +146,31 @@ class TextPreprocess(Preprocess):
         Raises:
             DataError: it is no text, or holds no token.
         """
-        first = islice(_split(read_text(item), self.unit), self.length)
+        text = read_text(item)[: _LONGEST_WORD * self.length + _LONGEST_WORD]
+        first = islice(_split(text, self.unit), self.length)
         tokens = [self._places.get(token, 1) for token in first]
         if not tokens:
             raise DataError("the text is empty")
         return torch.tensor(tokens + [0] * (self.length - len(tokens)), dtype=torch.int32)
+
+    def column_in(self, header: Iterable[str], name: str) -> str:
+        """Return which column of a table holds the texts: as in training, else the first of a usual name.
+
+        Args:
+            header: names of the columns.
+            name: of the table, for people.
+
+        Raises:
+            DataError: there is none.
+        """
+        lowered = {column.lower(): column for column in header}
+        usual = next((lowered[known] for known in TEXT_COLUMNS if known in lowered), None)
+        if self.column in lowered.values():
+            return str(self.column)
+        if usual is None:
+            wanted = f" {self.column!r}, as in training," if self.column else ""
+            raise DataError(f"{name} has no column{wanted} of texts: it has {', '.join(lowered.values())}")
+        return usual
 
     def words(self, tokens: Tensor) -> list[str]:
         """Return tokens `(length,)` as they are spelt, those that are not known as a sign for that."""
@@ -183,7 +213,15 @@ class Tokens(nn.Module):
 
 def _split(text: str, unit: Unit) -> Iterator[str]:
     """Yield the tokens of a text as they come."""
-    plain = unicodedata.normalize("NFC", text).lower()
+    # Marks on one letter are put in order in quadratic time: more than any script has are left out.
+    plain = unicodedata.normalize("NFC", _marks().sub(r"\1", text)).lower()
     if unit == "character":
         return iter(plain)
     return (found.group() for found in WORD.finditer(plain))
+
+
+@cache
+def _marks() -> re.Pattern[str]:
+    """Return what matches more combining marks than one letter may have, the first of them a group."""
+    marks = "".join(chr(code) for code in range(0x300, 0x1F000) if unicodedata.combining(chr(code)))
+    return re.compile(f"([{marks}]{{{_MARKS}}})[{marks}]+")

@@ -48,6 +48,8 @@ class Facts:
         made_up: whether the image's registry is an example.
         architecture: name of the network.
         task: name of the task.
+        takes: what people give it.
+        extras: of reskit that it needs besides `serve`.
         input: what goes into the network.
         weights_mib: size of the weights.
         memory_mib: memory that a container of it needs.
@@ -59,6 +61,8 @@ class Facts:
     made_up: bool
     architecture: str
     task: str
+    takes: str
+    extras: tuple[str, ...]
     input: TensorSpec
     weights_mib: float
     memory_mib: int
@@ -94,6 +98,8 @@ class Facts:
             made_up=image is None,
             architecture=str(bundle.config.architecture["name"]),
             task=bundle.task.name,
+            takes=bundle.task.takes,
+            extras=tuple(bundle.task.needs.values()),
             input=describe(bundle, "torch", "fp32").signature.inputs[0],
             weights_mib=weights,
             memory_mib=-int(-needed // _STEP_MIB) * _STEP_MIB,

@@ -31,7 +31,7 @@ _LABELS: dict[Target, str] = {
 
 _DOCKERFILE = """\
 FROM python:3.12-slim AS build
-ARG RESKIT="reskit[serve]=={version}"
+ARG RESKIT="reskit[{extras}]=={version}"
 ARG TORCH_INDEX="https://download.pytorch.org/whl/cpu"
 COPY {wheels}/ /wheels/
 RUN python -m venv /opt/reskit \\
@@ -61,6 +61,7 @@ def dockerfile(facts: Facts, to: Target) -> str:
     )
     return _DOCKERFILE.format(
         version=reskit.__version__,
+        extras=",".join(("serve", *facts.extras)),
         wheels=WHEELS,
         bundle=BUNDLE,
         user=USER,

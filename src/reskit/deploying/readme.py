@@ -64,17 +64,24 @@ _FILES: dict[Target, dict[str, str]] = {
 }
 _TRIALS: dict[Target, str] = {
     "kserve": "curl -s 127.0.0.1:{port}/v2/models/{name}\n"
-    "curl -s 127.0.0.1:{port}/v1/predict --data-binary @image.png",
+    "curl -s 127.0.0.1:{port}/v1/predict --header 'Content-Type: {type}' --data-binary @{file}",
     "sagemaker": "curl -s 127.0.0.1:{port}/ping\n"
-    "curl -s 127.0.0.1:{port}/invocations --header 'Content-Type: image/png' --data-binary @image.png",
+    "curl -s 127.0.0.1:{port}/invocations --header 'Content-Type: {type}' --data-binary @{file}",
     "vertex": "curl -s 127.0.0.1:{port}/health\n"
-    """printf '{{"instances": [{{"b64": "%s"}}]}}' "$(base64 -w0 image.png)" > request.json\n"""
+    """printf '{{"instances": [{{"b64": "%s"}}]}}' "$(base64 -w0 {file})" > request.json\n"""
     "curl -s 127.0.0.1:{port}/predict --header 'Content-Type: application/json' --data @request.json",
     "azureml": "curl -s 127.0.0.1:{port}/v2/health/ready\n"
-    "curl -s 127.0.0.1:{port}/score --header 'Content-Type: image/png' --data-binary @image.png",
+    "curl -s 127.0.0.1:{port}/score --header 'Content-Type: {type}' --data-binary @{file}",
 }
 
-_DATATYPES = {"uint8": "UINT8", "float32": "FP32"}
+_DATATYPES = {"uint8": "UINT8", "int32": "INT32", "float32": "FP32"}
+_SAMPLES = {
+    "image": ("image.png", "image/png"),
+    "audio": ("recording.wav", "audio/wav"),
+    "text": ("text.txt", "text/plain"),
+    "table": ("rows.csv", "text/csv"),
+}
+"""A file that could be sent, and its type, by what a task takes."""
 _STEPS: dict[Target, str] = {
     "kserve": """\
 ## Deploy
@@ -90,7 +97,7 @@ kubectl get inferenceservice {name} --output jsonpath='{{.status.url}}'
 
 ```sh
 URL=$(kubectl get inferenceservice {name} --output jsonpath='{{.status.url}}')
-curl -s "$URL/v1/predict" --data-binary @image.png
+curl -s "$URL/v1/predict" --data-binary @{file}
 python3 - > request.json <<'END'
 import json
 tensor = {{"name": "{input}", "shape": {shape}, "datatype": "{datatype}", "data": [0] * {numbers}}}
@@ -125,8 +132,8 @@ The machine is one `{machine}`.
 ## Ask
 
 ```sh
-aws sagemaker-runtime invoke-endpoint --endpoint-name {name} --content-type image/png \\
-  --body fileb://image.png answer.json
+aws sagemaker-runtime invoke-endpoint --endpoint-name {name} --content-type {type} \\
+  --body fileb://{file} answer.json
 cat answer.json
 ```
 
@@ -138,7 +145,7 @@ Set `Mode` to `MultiModel` in `create-model.json`, `ModelDataUrl` to the S3 pref
 ```sh
 tar --create --gzip --file {name}.tar.gz --directory bundle .
 aws sagemaker-runtime invoke-endpoint --endpoint-name {name} --target-model {name}.tar.gz \\
-  --content-type image/png --body fileb://image.png answer.json
+  --content-type {type} --body fileb://{file} answer.json
 ```
 
 ## Take it away
@@ -208,8 +215,8 @@ The machine is one `{machine}`. Azure ML asks the container at the routes in `de
 ```sh
 KEY=$(az ml online-endpoint get-credentials --name {name} --query primaryKey --output tsv)
 URL=$(az ml online-endpoint show --name {name} --query scoring_uri --output tsv)
-curl -s "$URL" --header "Authorization: Bearer $KEY" --header 'Content-Type: image/png' \\
-  --data-binary @image.png
+curl -s "$URL" --header "Authorization: Bearer $KEY" --header 'Content-Type: {type}' \\
+  --data-binary @{file}
 ```
 
 ## Take it away
@@ -230,6 +237,7 @@ def readme(facts: Facts, to: Target) -> str:
         "registry": facts.registry or "YOUR_REGISTRY",
         "repository": facts.repository,
         "machine": "" if to == "kserve" else machine(facts, to),
+        **dict(zip(("file", "type"), _SAMPLES[facts.takes], strict=True)),
     }
     head = _HEAD.format(
         **names,

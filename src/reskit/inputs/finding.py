@@ -85,7 +85,7 @@ def files_of(place: str | Path, *, what: str, suffixes: Collection[str], recursi
     """
     path = Path(place)
     if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises on a name too long for the system
-        entries = _below(path, suffixes, recursive, frozenset())
+        entries = _below(path, tuple(suffixes), recursive, frozenset())
         nothing = f"{path} holds no {what} files{'' if recursive else ' (sub-folders were not searched)'}"
     elif glob.has_magic(str(place)) and not os.path.lexists(path):
         matches = sorted(map(Path, glob.iglob(str(place), recursive=True)))  # noqa: PTH207 - Path.glob takes no absolute pattern
@@ -100,9 +100,7 @@ def files_of(place: str | Path, *, what: str, suffixes: Collection[str], recursi
     yield from entries
 
 
-def _below(
-    folder: Path, suffixes: Collection[str], recursive: bool, above: frozenset[Path]
-) -> Iterator[Found]:
+def _below(folder: Path, ends: tuple[str, ...], recursive: bool, above: frozenset[Path]) -> Iterator[Found]:
     """Yield files sorted by path, folder by folder, so that no listing of all is ever held."""
     real = folder.resolve()
     if real in above:  # a link back to a folder it lies in
@@ -119,6 +117,6 @@ def _below(
         path = Path(entry.path)
         if entry.is_dir():
             if recursive:
-                yield from _below(path, suffixes, recursive, above | {real})
-        elif path.suffix.lower() in suffixes:
+                yield from _below(path, ends, recursive, above | {real})
+        elif path.name.lower().endswith(ends):
             yield Found(str(path), path)

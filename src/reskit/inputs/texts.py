@@ -2,69 +2,63 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from reskit.data.delimited import TABLE_SUFFIXES, read_table, separator_of
+from reskit.data.texts import TextPreprocess
+from reskit.errors import DataError
 from reskit.inputs.finding import Found, files_of, find
 
 __all__ = ["find_texts"]
 
-_WANTED = "texts, .txt files, tables (CSV, TSV) with a column of texts, folders, globs or bytes"
+_WANTED = "texts, bytes, or as pathlib.Path: .txt files, tables with a column of texts, folders, globs"
+_SUFFIXES = TABLE_SUFFIXES | {".txt"}
 _SHOWN = 60
 
 
-def find_texts(inputs: Any, recursive: bool) -> Iterator[Found]:
+def find_texts(inputs: Any, recursive: bool, preprocess: TextPreprocess) -> Iterator[Found]:
     """Yield every text of `inputs`, in order.
 
-    A string that names a file, or as a glob names several, stands for them; any other is a text itself. A
-    ``.txt`` file is one text, a table one in each row.
+    A string is a text, whatever it says; a `Path` names a file, a folder or a glob. A table holds one text in
+    each row, any other file is one.
 
     Args:
         inputs: what `reskit.predict` takes.
         recursive: whether a folder's sub-folders are searched too.
+        preprocess: says which column of a table holds the texts.
 
     Raises:
         DataError: not one text was found.
     """
 
     def expand(item: Any, name: str) -> Iterator[Found]:
-        if isinstance(item, str) and not _names_a_file(item):
+        if isinstance(item, str):
             yield Found(item if len(item) <= _SHOWN else f"{item[: _SHOWN - 4]} ...", item)
-            return
-        if not isinstance(item, str | Path):
+        elif not isinstance(item, Path):
             yield Found(name, item)
-            return
-        for found in files_of(item, what="text", suffixes={".txt"}, recursive=recursive):
-            yield from _texts_of(found)
+        else:
+            for found in files_of(item, what="text", suffixes=_SUFFIXES, recursive=recursive):
+                yield from _texts_in(found, preprocess)
 
-    return find(
-        inputs, expand, one=lambda item: isinstance(item, str | Path | bytes | bytearray), wanted=_WANTED
-    )
+    return find(inputs, expand, one=_is_one, wanted=_WANTED)
 
 
-def _names_a_file(text: str) -> bool:
-    if not text or "\n" in text or len(text) > 4096:
-        return False
-    if any(sign in text for sign in "*?[") and Path(text).suffix:
-        import glob
-
-        return any(True for _ in glob.iglob(text, recursive=True))  # noqa: PTH207 - as `files_of`
-    return os.path.lexists(text)
+def _is_one(item: Any) -> bool:
+    return isinstance(item, str | Path | bytes | bytearray)
 
 
-def _texts_of(found: Found) -> Iterator[Found]:
-    """Yield the texts of a file: itself, or a row of a table each."""
-    from reskit.data.delimited import read_table, separator_of
-    from reskit.data.labels import pick_column
-    from reskit.data.texts import TEXT_COLUMNS
-
-    path = found.item
-    if found.error is not None or not separator_of(path):
+def _texts_in(found: Found, preprocess: TextPreprocess) -> Iterator[Found]:
+    """Yield the texts of a file: itself, or a row of a table each; or why it has none."""
+    if found.error is not None or not separator_of(found.item.name):
         yield found
         return
-    rows = read_table(path)
-    column = pick_column("text", dict.fromkeys(rows[0]), None, None, TEXT_COLUMNS)
+    try:
+        rows = read_table(found.item)
+        column = preprocess.column_in(rows[0], found.name)
+    except DataError as error:
+        yield Found(found.name, error=str(error))
+        return
     for number, row in enumerate(rows, 1):
-        yield Found(f"{path} row {number}", row[column])
+        yield Found(f"{found.name} row {number}", row[column])

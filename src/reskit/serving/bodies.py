@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
+from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -22,6 +24,9 @@ _AT_ONCE = 8
 _PIECE = 1 << 18
 _WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 _WORTH = 1024
+_CHARSET = re.compile(r"^text/[^;]+;.*\bcharset=\"?([\w.-]{1,40})", re.IGNORECASE)
+_WRITTEN = "application/x-www-form-urlencoded"
+"""What curl calls any body it is given by --data."""
 _ENDS = {"text/csv": ".csv", "text/tab-separated-values": ".tsv"}
 """Of names of bodies, by what they are said to be."""
 
@@ -127,16 +132,33 @@ async def uploads_of(body: bytes, headers: Headers) -> list[Sent]:
     if kind != "multipart/form-data":
         if not body:
             raise BadRequestError("the body is empty: send an image, a recording, a text, a table, or a form")
-        return [Sent(f"body{_ENDS.get(kind, '')}", body)]
+        if kind == _WRITTEN and body.startswith(b"text="):
+            return [Sent("text", text) for text in parse_qs(body.decode("latin-1")).get("text", [""])]
+        return [Sent(f"body{_ENDS.get(kind, '')}", _decoded_text(body, headers))]
     fields, files = await form_of(body, headers)
-    sent = [Sent(*file) for file in files] or [Sent(*field) for field in fields.items()]
+    sent = [Sent(*field) for field in fields if field[0] == "text"] + [Sent(*file) for file in files]
     if not sent:
-        raise BadRequestError("the form holds no file")
+        raise BadRequestError("the form holds no file, and no field 'text'")
     return sent
 
 
-async def form_of(body: bytes, headers: Headers) -> tuple[dict[str, str], list[tuple[str, bytes]]]:
-    """Return the fields of a form by name, and its files, each with its name.
+def _decoded_text(body: bytes, headers: Headers) -> bytes | str:
+    """Return a body as the text that its type says it is; bytes where that says nothing.
+
+    Raises:
+        BadRequestError: it says what it is not.
+    """
+    found = _CHARSET.search(headers.get("content-type", ""))
+    if found is None or found[1].lower() == "utf-8":
+        return body
+    try:
+        return body.decode(found[1])
+    except (LookupError, ValueError):
+        raise BadRequestError(f"the body is no text in {found[1]}") from None
+
+
+async def form_of(body: bytes, headers: Headers) -> tuple[list[tuple[str, str]], list[tuple[str, bytes]]]:
+    """Return the fields of a form and its files, each with its name.
 
     Raises:
         BadRequestError: it is malformed, or breaks off.
@@ -154,7 +176,7 @@ async def form_of(body: bytes, headers: Headers) -> tuple[dict[str, str], list[t
         reason = error.message if isinstance(error, MultiPartException) else "it has no boundary"
         raise BadRequestError(f"the form is malformed: {reason}") from None
     try:
-        fields = {name: value for name, value in form.multi_items() if isinstance(value, str)}
+        fields = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
         files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
         return fields, [(file.filename or "upload", await file.read()) for file in files]
     finally:

@@ -143,7 +143,8 @@ def add_page(app: FastAPI, service: Service, bodies: Bodies) -> None:
         try:
             _check_origin(request)
             async with bodies.read(request) as body:
-                fields, files = await form_of(body, request.headers)
+                given, files = await form_of(body, request.headers)
+                fields = dict(given)
                 model, explain = fields.get("model", ""), fields.get("explain") == "yes"
                 sent = _sent(service, model, fields, files)
                 result = _render(

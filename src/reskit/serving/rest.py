@@ -272,7 +272,7 @@ def _add_inference(app: FastAPI, service: Service, bodies: Bodies) -> None:
     ) -> Response:
         """Ask a model about images, recordings, texts or rows: labels, or whatever its task answers."""
         async with bodies.read(request) as body:
-            if request.headers.get("content-type", "").startswith("application/json"):
+            if request.headers.get("content-type", "").lower().startswith("application/json"):
                 sent = _instances(document_of(body))
             else:
                 sent = await uploads_of(body, request.headers)

@@ -323,7 +323,7 @@ class Service:
             if loop.time() > deadline:
                 raise DeadlineError("no answer in time")
             began = time.perf_counter()
-            items = open_sent(sent, task.takes, self.settings.max_pixels)
+            items = open_sent(sent, task, self.settings.max_pixels)
             read = [_read(model, item) for item in items]
             seconds = time.perf_counter() - began
             note_stage("preprocess", int(seconds * 1e9))

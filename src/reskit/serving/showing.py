@@ -114,7 +114,7 @@ async def _explained(
 
 def _read(model: Model, sent: Sent, most: int) -> Tensor:
     """Return the one example that was sent, as the task reads it."""
-    (item,) = open_sent(sent, model.predictor.bundle.task.takes, most)
+    (item,) = open_sent(sent, model.predictor.bundle.task, most)
     return model.predictor.read(item.content)
 
 

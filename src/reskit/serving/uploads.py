@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple
 
 from PIL import Image
 
-from reskit.data.delimited import parse_table
+from reskit.data.delimited import iter_table, separator_of
 from reskit.data.images import HEADER_ERRORS
-from reskit.data.texts import TEXT_COLUMNS, read_text
+from reskit.data.texts import TextPreprocess, read_text
 from reskit.errors import DataError
 from reskit.serving.faults import BadRequestError, TooLargeError
+from reskit.tasks import Task
 
 __all__ = ["MOST_ROWS", "Item", "Sent", "open_image", "open_sent"]
 
@@ -21,7 +23,6 @@ MOST_ROWS = 1000
 
 # Those whose decoders are in Pillow itself and start no program, as that of EPS does.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-_TABLES = {".csv": ",", ".tsv": "\t"}
 
 
 class Sent(NamedTuple):
@@ -41,12 +42,12 @@ class Item(NamedTuple):
     content: Any
 
 
-def open_sent(sent: Sent, takes: Literal["image", "audio", "text", "table"], max_pixels: int) -> list[Item]:
+def open_sent(sent: Sent, task: Task, max_pixels: int) -> list[Item]:
     """Return the examples that were sent at once: the rows of a table, else one.
 
     Args:
         sent: by a client.
-        takes: what the model's task takes.
+        task: of the model.
         max_pixels: of an image.
 
     Raises:
@@ -54,7 +55,7 @@ def open_sent(sent: Sent, takes: Literal["image", "audio", "text", "table"], max
         BadRequestError: it is not what the model takes.
     """
     try:
-        return _OPENERS[takes](sent, max_pixels)
+        return _OPENERS[task.takes](sent, task, max_pixels)
     except DataError as error:
         raise BadRequestError(str(error)) from None
 
@@ -79,27 +80,26 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
     return picture
 
 
-def _image(sent: Sent, max_pixels: int) -> list[Item]:
+def _image(sent: Sent, task: Task, max_pixels: int) -> list[Item]:
     return [Item(sent.name, open_image(_bytes_of(sent, "an image"), max_pixels))]
 
 
-def _recording(sent: Sent, max_pixels: int) -> list[Item]:
+def _recording(sent: Sent, task: Task, max_pixels: int) -> list[Item]:
     return [Item(sent.name, _bytes_of(sent, "a recording"))]
 
 
-def _text(sent: Sent, max_pixels: int) -> list[Item]:
+def _text(sent: Sent, task: Task, max_pixels: int) -> list[Item]:
+    assert isinstance(task.preprocess, TextPreprocess)
     if isinstance(sent.content, Mapping):
-        raise BadRequestError("this model takes texts: send one, not the cells of a row")
+        return [Item(sent.name, sent.content[task.preprocess.column_in(sent.content, sent.name)])]
     rows = _rows_of(sent)
     if rows is None:
         return [Item(sent.name, read_text(sent.content))]
-    from reskit.data.labels import pick_column  # brings datasets, which nothing else here needs
-
-    column = pick_column("text", dict.fromkeys(rows[0]), None, None, TEXT_COLUMNS)
+    column = task.preprocess.column_in(rows[0], sent.name)
     return [Item(f"{sent.name} row {number}", row[column]) for number, row in enumerate(rows, 1)]
 
 
-def _table(sent: Sent, max_pixels: int) -> list[Item]:
+def _table(sent: Sent, task: Task, max_pixels: int) -> list[Item]:
     if isinstance(sent.content, Mapping):
         return [Item(sent.name, sent.content)]
     rows = _rows_of(sent, always=True)
@@ -107,7 +107,7 @@ def _table(sent: Sent, max_pixels: int) -> list[Item]:
     return [Item(f"{sent.name} row {number}", row) for number, row in enumerate(rows, 1)]
 
 
-_OPENERS: Mapping[str, Callable[[Sent, int], list[Item]]] = {
+_OPENERS: Mapping[str, Callable[[Sent, Task, int], list[Item]]] = {
     "image": _image,
     "audio": _recording,
     "text": _text,
@@ -128,11 +128,13 @@ def _rows_of(sent: Sent, *, always: bool = False) -> list[dict[str, str]] | None
         DataError: it is none.
         TooLargeError: it has too many.
     """
-    separator = next((sign for end, sign in _TABLES.items() if sent.name.lower().endswith(end)), None)
+    separator = separator_of(sent.name)
     if separator is None and not always:
         return None
     assert not isinstance(sent.content, Mapping)
-    rows = parse_table(read_text(sent.content), sent.name, separator or ",")
+    if isinstance(sent.content, bytes) and sent.content.startswith(b"PAR1"):
+        raise BadRequestError("Parquet is not taken here: send CSV")
+    rows = list(islice(iter_table(read_text(sent.content), sent.name, separator or ","), MOST_ROWS + 1))
     if len(rows) > MOST_ROWS:
-        raise TooLargeError(f"the table has {len(rows):,} rows, this service takes {MOST_ROWS:,} at once")
+        raise TooLargeError(f"the table has more than {MOST_ROWS:,} rows: this service takes so many at once")
     return rows

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 from pydantic import Field
 
 from reskit.config import Recipe
@@ -79,7 +78,7 @@ class Audio(Classify):
             "is for images; task.arguments say how a recording is read",
         )
         rate = asked.rate or train.rate
-        usual = float(np.quantile([one.seconds for one in train.heard], 0.95))
+        usual = train.usual_seconds()
         seconds = asked.seconds or min(_LONGEST, max(0.1, round(usual + 0.05, 1)))
         window, hop = round(asked.window * rate / 1000), max(1, round(asked.hop * rate / 1000))
         high = asked.high or rate / 2

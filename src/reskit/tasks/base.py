@@ -129,6 +129,8 @@ class Task(ABC):
     """Name of the raw input, in a batch and in the graph that every engine runs."""
     dtype: ClassVar[Literal["uint8", "int32", "float32"]] = "uint8"
     """What raw input comes as; pixels are from 0 to 255 in either."""
+    explains: ClassVar[bool] = False
+    """Whether places of an example, such as those of an image, speak for an answer."""
     one_class: ClassVar[bool] = False
     """Whether an answer is one class, that of the largest output."""
     statistics: ClassVar[Literal["none"] | None] = None
@@ -141,6 +143,8 @@ class Task(ABC):
     """How what they give becomes raw input."""
     pipeline_tag: ClassVar[str]
     """The Hugging Face Hub's name of the task."""
+    streams: ClassVar[bool] = True
+    """Whether examples may be read again and again, instead of kept in memory."""
     needs: ClassVar[Mapping[str, str]] = {}
     """Modules that reading examples needs besides the core's, and the extra that brings each."""
     Settings: ClassVar[type[TaskSettings]] = TaskSettings

@@ -48,7 +48,7 @@ class Labelled(Task):
         "f1": "harmonic mean of precision and recall; mean over classes",
         "ece": "expected calibration error: mean gap between confidence and accuracy; lower is better",
     }
-    one_class = True
+    one_class = explains = True
     made_for: ClassVar[str] = "classify"
     """What its networks are registered for."""
     blank: ClassVar[Mapping[str, Any]] = {"label": None, "confidence": None, "top": []}

@@ -28,7 +28,7 @@ __all__ = ["classification_metrics", "restoration_metrics", "tabular_metrics"]
 
 
 def classification_metrics(classes: int, *, bins: int) -> MetricCollection:
-    """Return the metrics of `Classify.metrics` for logits `(N, classes)`; `bins` are the calibration's."""
+    """Return the metrics of `Labelled.metrics` for logits `(N, classes)`; `bins` are the calibration's."""
     metrics: dict[str, Metric | MetricCollection] = {
         "top1": MulticlassAccuracy(classes, average="micro", sync_on_compute=False),
         "cross_entropy": _CrossEntropy(sync_on_compute=False),
@@ -61,7 +61,7 @@ def tabular_metrics(
     """
     metrics: dict[str, Metric | MetricCollection] = dict(common.items())
     if wanted is None:
-        metrics["roc_auc"] = MulticlassAUROC(classes, average="macro", sync_on_compute=False)
+        metrics["roc_auc"] = _OfLogits(classes, average="macro", sync_on_compute=False)
         return MetricCollection(metrics, compute_groups=False)
     found = {
         "roc_auc": BinaryAUROC(sync_on_compute=False),
@@ -71,6 +71,13 @@ def tabular_metrics(
     }
     metrics |= {name: _OfOne(metric, wanted) for name, metric in found.items()}
     return MetricCollection(metrics, compute_groups=False)
+
+
+class _OfLogits(MulticlassAUROC):
+    """What torchmetrics else takes for probabilities wherever a batch happens to look like some."""
+
+    def update(self, outputs: Tensor, target: Tensor) -> None:
+        super().update(outputs.softmax(1), target)
 
 
 class _OfOne(Metric):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from reskit.inputs import Found
 from reskit.inputs.tables import find_rows
 from reskit.tasks.base import TASKS, Answered, TaskSettings
 from reskit.tasks.labelled import Labelled
-from reskit.tasks.rows import Rows
+from reskit.tasks.rows import Rows, kept_preprocess
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
@@ -45,7 +45,9 @@ class TabularSettings(TaskSettings):
     false_positive_cost: float = Field(1.0, ge=0, description="of one that is called so and is not")
     false_negative_cost: float = Field(10.0, ge=0, description="of one that is so and is not called so")
     balanced: bool = Field(False, description="whether every class counts alike in the loss")
-    weights: tuple[float, ...] = Field((), description="of the classes in the loss; balanced settles them")
+    weights: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (), description="of the classes in the loss; balanced settles them"
+    )
 
 
 @TASKS.register("tabular")
@@ -59,6 +61,7 @@ class Tabular(Rows):
     name = "tabular"
     takes = "table"
     made_for = "tabular"
+    explains = False
     raw = "row"
     dtype = "float32"
     for_instance = "rows.csv"
@@ -85,6 +88,8 @@ class Tabular(Rows):
         positive = settings.positive
         if positive is None and len(counts) == 2:
             positive = min(counts, key=lambda name: (counts[name], -info.classes.index(name)))
+        if positive is not None and len(counts) != 2:
+            raise ConfigError(f"task.arguments.positive is for two classes; here are {len(counts)}")
         if positive is not None and positive not in info.classes:
             hint = did_you_mean(positive, info.classes)
             raise ConfigError(f"task.arguments.positive: there is no class {positive!r}{hint}")
@@ -111,6 +116,8 @@ class Tabular(Rows):
         from reskit.data.table_sources import RowSplit
 
         assert isinstance(train, RowSplit)
+        if (known := kept_preprocess(TablePreprocess, recipe)) is not None:
+            return known
         return TablePreprocess.learned(train.columns(), cls.read_settings(recipe).categorical)
 
     def find(self, inputs: Any, recursive: bool) -> Iterator[Found]:

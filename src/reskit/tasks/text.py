@@ -13,7 +13,7 @@ from reskit.data.texts import TextPreprocess
 from reskit.inputs import Found
 from reskit.inputs.texts import find_texts
 from reskit.tasks.base import TASKS, TaskSettings
-from reskit.tasks.rows import Rows
+from reskit.tasks.rows import Rows, kept_preprocess
 
 if TYPE_CHECKING:
     from reskit.data import Split
@@ -69,10 +69,17 @@ class Text(Rows):
         from reskit.data.text_sources import TextSplit
 
         assert isinstance(train, TextSplit)
+        if (known := kept_preprocess(TextPreprocess, recipe)) is not None:
+            return known
         return TextPreprocess.learned(
-            train.texts(), unit=asked.unit, length=asked.length, most=asked.vocabulary, least=asked.least
+            train.texts(),
+            unit=asked.unit,
+            length=asked.length,
+            most=asked.vocabulary,
+            least=asked.least,
+            column=None if train.names_files else train.column,
         )
 
     def find(self, inputs: Any, recursive: bool) -> Iterator[Found]:
         """See `Task.find`."""
-        return find_texts(inputs, recursive)
+        return find_texts(inputs, recursive, self.preprocess)

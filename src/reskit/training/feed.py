@@ -61,7 +61,9 @@ class Feed:
         train = self.source["train"]
         self.task = kind.from_recipe(recipe, info, kind.geometry(recipe, info, train))
         self._mode, reason = choose_mode(info, self.task.stored(info), augment=recipe.augment)
-        if data.loading != "auto":
+        if not kind.streams:
+            self._mode, reason = "memory", "examples are kept in memory"
+        elif data.loading != "auto":
             self._mode, reason = data.loading, f"data.loading is {data.loading}"
         # The held-out split is opened before training, so that a bad image in it is not found after.
         splits = dict.fromkeys(("train", self.monitor, info.held_out))
@@ -69,12 +71,13 @@ class Feed:
         preprocess = self.task.preprocess.measured(self._statistics)
         self.task = kind.from_recipe(recipe, info, preprocess)
         self.info = self.source.describe()  # reading every image may have left some out
-        for line in (*self.info.lines(), reason):
+        for line in (*self.info.lines(), f"given to the network: {self.task.preprocess.describe()}", reason):
             say(line)
         if not len(self.loaders["train"]):
             count = len(self.source["train"])
             raise ConfigError(
-                f"training.batch_size {training.batch_size} is more than the {count} training examples"
+                f"training.batch_size {training.batch_size} is more than the {count} training examples:"
+                f" --set training.batch_size={max(1, count // 8)}"
             )
 
     def _loader(self, split: str) -> DataLoader[Batch]:

@@ -16,15 +16,17 @@ __all__ = ["open_table"]
 def _files(location: str) -> list[Path]:
     path = Path(location)
     if path.is_dir():
-        return [file for file in path.iterdir() if file.is_file() and separator_of(file)]
-    return [path] if path.is_file() and separator_of(path) else []
+        return [file for file in path.iterdir() if file.is_file() and separator_of(file.name)]
+    return [path] if path.is_file() and separator_of(path.name) else []
 
 
 def _matches(location: str) -> bool:
     files = _files(location)
     path = Path(location)
     # A folder counts only if its tables are named by split: image folders often carry a stray CSV.
-    return bool(files) and (path.is_file() or any(split_alias(file.stem) == "train" for file in files))
+    return bool(files) and (
+        path.is_file() or any(split_alias(file.name.partition(".")[0]) == "train" for file in files)
+    )
 
 
 def open_table(location: str, cache_dir: Path | None, suffixes: frozenset[str]) -> Found:

@@ -42,7 +42,7 @@ def main() -> None:
     print(figures["bag_of_words"], flush=True)
     for name, (recipe, overrides) in RECIPES.items():
         rows = []
-        for seed in options.seeds[: 1 if name == "characters" else None]:
+        for seed in options.seeds[: None if name == "words" else 1]:
             folder = options.runs / f"{name}-{seed}"
             result, _ = finished_run(
                 recipe, folder, data=data, overrides=[*overrides, f"training.seed={seed}"]

@@ -336,7 +336,7 @@ def serve(
         int, typer.Option(help="Images of which drift is told together: 50, 100, 200, 500 or 1000.")
     ] = 200,
     drift_rate: Annotated[
-        float, typer.Option(help="Most images a second that are looked at for drift; 0 turns it off.")
+        float, typer.Option(help="Most examples a second that are looked at for drift; 0 turns it off.")
     ] = 5.0,
     token_file: Annotated[
         Path | None, typer.Option(help="Hashes of the tokens that may ask; anyone may without it.")

@@ -59,10 +59,10 @@ def export(
 ) -> Exported:
     """Write a bundle as a file that runs elsewhere, or its weights for another library.
 
-    A file that runs takes uint8 pixels `(N, C, H, W)` of any batch size under the name ``image`` and gives
-    float32 ``logits``: normalising is inside, scaling to `(H, W)` is not. Labels and preprocessing travel in
-    its metadata. It was held against float32 eager before it got its name. With weights the preprocessing
-    stays behind: who reads them must scale pixels as the bundle's ``config.json`` says.
+    A file that runs takes raw input of any batch size, such as uint8 pixels `(N, C, H, W)` named ``image``,
+    and gives float32 ``output``: normalising is inside, scaling to `(H, W)` is not. Labels and preprocessing
+    travel in its metadata. It was held against float32 eager before it got its name. With weights the
+    preprocessing stays behind: who reads them must scale pixels as the bundle's ``config.json`` says.
 
     Args:
         bundle: a loaded bundle or its folder.

@@ -1,4 +1,4 @@
-"""What does a bundle say of these images? Files, folders, globs, arrays, tensors and PIL images alike."""
+"""What does a bundle say of these examples? Files, folders, globs and what is in memory alike."""
 
 from __future__ import annotations
 
@@ -193,9 +193,9 @@ def predict(
     engine: str = "auto",
     save: str | Path | None = None,
 ) -> Predictions:
-    """Predict for images of any kind; one row an image, in order.
+    """Predict for examples of the kind the bundle's task takes; one row an example, in order.
 
-    Inputs are one of these, or a list (any iterable) of them, mixed as you like:
+    Inputs are one of these, or a list (any iterable) of them, mixed as you like. Of images:
 
     - a path of a file; of a folder: all image files in it, sorted, hidden ones left out; a glob: all files it
       matches, sorted (``**`` goes into sub-folders);
@@ -203,13 +203,17 @@ def predict(
     - a NumPy array, uint8 or uint16, channels last: `(H, W)`, `(H, W, C)` or a batch `(N, H, W, C)`;
     - a PyTorch tensor, uint8, channels first: `(H, W)`, `(C, H, W)` or a batch `(N, C, H, W)`.
 
-    Channels must be 1, 3, 4 or as many as the bundle's network takes, at the place named: a shape that
-    does not say so is refused, never guessed at.
+    Of recordings: paths, folders, globs, encoded bytes, ``{"array", "sampling_rate"}`` records. Of texts:
+    strings and bytes, and as `pathlib.Path` files, tables, folders and globs. Of rows: tables,
+    ``{column: value}`` records, data frames.
+
+    Channels of images must be 1, 3, 4 or as many as the bundle's network takes, at the place named: a shape
+    that does not say so is refused, never guessed at.
 
     Args:
         bundle: a loaded bundle or its folder.
         inputs: as above.
-        batch_size: images in memory and through the network at once.
+        batch_size: examples in memory and through the network at once.
         recursive: whether a folder's sub-folders are searched too.
         engine: ``auto`` is the choice of `reskit.optimize` where it ran on this machine, else ``eager``, the
             float32 network in PyTorch; a goal (``latency``, ``throughput``, ``memory``, ``size``) its choice
@@ -217,7 +221,7 @@ def predict(
         save: a folder for the pictures an answer is, such as masks or restored images; rows then name them.
 
     Returns:
-        The rows. A missing or unreadable image, or one thing among others that holds none, has a row
+        The rows. A missing or unreadable example, or one thing among others that holds none, has a row
         that says so in its place.
 
     Raises:
@@ -276,7 +280,7 @@ def _rows(
 
 
 def _read(task: Task, entry: Found) -> Tensor | str:
-    """Return the image, uint8 `(C, h, w)`, or why it cannot be read."""
+    """Return an example as the task reads it, an image as uint8 `(C, h, w)`, or why it cannot be read."""
     if entry.error is not None:
         return entry.error
     try:
@@ -288,7 +292,7 @@ def _read(task: Task, entry: Found) -> Tensor | str:
 
 
 def _answered(task: Task, images: list[Tensor], answer: Answers) -> Iterator[Tensor]:
-    """Yield the outputs of each image, a batch of one; images of one size are answered together."""
+    """Yield the outputs of each example, a batch of one; those of one size are answered together."""
     for _, group in groupby(images, key=lambda image: image.shape):
         outputs = task.outputs(answer, torch.stack(list(group)))
         yield from (outputs[place : place + 1] for place in range(len(outputs)))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Answers", "answers", "planned"]
 
 Answers = Callable[[Tensor], Tensor]
-"""Raw pixels `(N, C, H, W)` on the CPU to outputs, float32 on the CPU."""
+"""Raw input, such as pixels `(N, C, H, W)`, on the CPU to outputs, float32 on the CPU."""
 
 _LOADED: WeakKeyDictionary[Bundle, dict[tuple[str, int], Answers]] = WeakKeyDictionary()
 

@@ -58,6 +58,15 @@ class LiteRT(Backend):
         keep: Sequence[str] = (),
     ) -> None:
         """Write a network; see `Backend.write`."""
+        given = metadata.signature.inputs[0]
+        if given.dtype == "int32":
+            raise BackendError(
+                f"{metadata.model} cannot be written for LiteRT: tokens cannot be, of any batch size"
+            )
+        if metadata.precision == "int8" and len(given.shape) != 4:
+            raise BackendError(
+                f"{metadata.model} cannot be written for LiteRT in int8, which is for pixels alone"
+            )
         with _unheard():
             content, layers = prepare(_converted(model, metadata), model, metadata)
             _check_known(keep, layers)

@@ -67,7 +67,7 @@ class Draft:
         backend: for whom it is.
         metadata: what it says of itself.
         model: the network.
-        pictures: raw `(N, C, H, W)` to try it with.
+        pictures: raw input to try it with.
     """
 
     path: Path
@@ -125,7 +125,7 @@ def write_draft(
         backend: for whom.
         precision: what to compute in.
         path: the file, with the suffix of the backend.
-        samples: pictures to calibrate int8 with, uint8 ``(N, C, H, W)``; the bundle's own when absent.
+        samples: raw input to calibrate int8 with; the bundle's own when absent.
         keep: modules that int8 leaves in higher precision.
         model: what `servable(bundle)` gave, where many files are made of it.
 
@@ -172,7 +172,7 @@ def write_checked(
 
 
 def calibration_samples(bundle: Bundle) -> np.ndarray:
-    """Return the pictures of its training data that a bundle keeps, uint8 ``(N, C, H, W)``.
+    """Return the raw input of its training data that a bundle keeps.
 
     Raises:
         BackendError: it was made of published weights, which bring none.
@@ -187,7 +187,7 @@ def calibration_samples(bundle: Bundle) -> np.ndarray:
 
 
 def read_pictures(bundle: Bundle, where: str | Path) -> Tensor:
-    """Read a file, folder or glob of pictures as the network is given them, raw `(N, C, H, W)`.
+    """Read examples, named as for `reskit.predict`, as the network is given them, raw.
 
     Raises:
         DataError: there is none, or one cannot be read.

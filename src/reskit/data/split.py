@@ -116,11 +116,11 @@ class Split:
         return {}
 
     def target_bytes(self) -> bytes:
-        """Return what is known of all rows but their images, for the fingerprint."""
+        """Return what is known of all rows but their examples, for the fingerprint."""
         return b""
 
     def item(self, row: int) -> Any:
-        """Return what `ImagePreprocess.read` takes, for a row number of the split."""
+        """Return what `Preprocess.read` takes, for a row number of the split."""
         return self.resolve(self.dataset[int(row)][self.column])
 
     def items(self, rows: Sequence[int] | Labels) -> list[Any]:
@@ -203,9 +203,9 @@ class Split:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of targets, names and image bytes, the same wherever the data lie.
+        """Hash of targets, names and examples, the same wherever the data lie.
 
-        Above 256 MiB the bytes of a seeded sample of 2,000 images stand for all; every length still counts.
+        Above 256 MiB the bytes of a seeded sample of 2,000 examples stand for all; every length still counts.
         """
         digest = hashlib.sha256(json.dumps([self.name, self.classes]).encode())
         digest.update(self.target_bytes())

@@ -105,7 +105,7 @@ class Trial:
         precision: what to compute in.
         folder: where the file goes.
         model: what `servable` gave; shared by all, so that what they have in common is exported once.
-        samples: pictures for calibration, uint8 `(N, C, H, W)`; None where there are none.
+        samples: raw input for calibration; None where there is none.
         examples: the guard.
         batches: batch sizes it will run.
         threads: processors to use.

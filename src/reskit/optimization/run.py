@@ -218,7 +218,7 @@ def _named(bundle: Bundle, data: str | Path | Source | None) -> str | None:
 
 
 def _calibration(bundle: Bundle) -> np.ndarray | None:
-    """Return pictures to calibrate int8 with, uint8 `(N, C, H, W)`, or None where the bundle has none."""
+    """Return raw input to calibrate int8 with, or None where the bundle has none."""
     try:
         return calibration_samples(bundle)
     except BackendError:

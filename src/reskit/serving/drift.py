@@ -75,19 +75,19 @@ class DriftWatch:
         self._thread = threading.Thread(target=self._work, name=f"reskit-drift-{name}", daemon=True)
         self._thread.start()
 
-    def offer(self, pixels: np.ndarray, outputs: np.ndarray) -> None:
-        """Give what was answered: raw pixels `(N, C, H, W)` and logits `(N, classes)`; returns at once.
+    def offer(self, raw: np.ndarray, outputs: np.ndarray) -> None:
+        """Give what was answered: raw input `(N, ...)` and logits `(N, classes)`; returns at once.
 
         No more is taken than `rate` allows, and nothing while the thread is behind. From one thread only.
         """
         now = time.monotonic()
         self._allowed = min(self._burst, self._allowed + (now - self._asked) * self._rate)
         self._asked = now
-        count = min(len(pixels), int(self._allowed), int(self._burst) - (self._given - self._done))
+        count = min(len(raw), int(self._allowed), int(self._burst) - (self._given - self._done))
         if count > 0:
             self._allowed -= count
             self._given += count
-            self._taken.put((pixels[:count].copy(), outputs[:count].argmax(1)))
+            self._taken.put((raw[:count].copy(), outputs[:count].argmax(1)))
 
     def close(self) -> None:
         """End the thread; what waits is not looked at.
@@ -109,15 +109,15 @@ class DriftWatch:
                 _LOG.exception("model %s: drift could not be looked at", self._name)
             self._done += len(taken[0])
 
-    def _look(self, pixels: np.ndarray, classes: np.ndarray) -> None:
+    def _look(self, raw: np.ndarray, classes: np.ndarray) -> None:
         model, normalize = self._bundle.model, self._bundle.task.normalize
-        for piece in torch.split(torch.from_numpy(pixels), _AT_ONCE):
+        for piece in torch.split(torch.from_numpy(raw), _AT_ONCE):
             features, _ = features_and_classes(model, normalize, piece)
             self._features.append(features)
         self._classes.append(classes)
         if sum(map(len, self._features)) >= self._window:
             self._judge()
-        self.state = self.state._replace(examples=self.state.examples + len(pixels))
+        self.state = self.state._replace(examples=self.state.examples + len(raw))
 
     def _judge(self) -> None:
         """Score the examples gathered as windows; what is left over begins the next."""

@@ -34,8 +34,8 @@ class Settings(BaseModel):
         max_body_mib: largest body, also once decompressed.
         max_pixels: largest image.
         max_connections: most connections, and most calls of gRPC, at once.
-        drift_window: images of which drift is told together.
-        drift_rate: most images a second that are looked at for it; 0 turns it off.
+        drift_window: examples of which drift is told together.
+        drift_rate: most examples a second that are looked at for it; 0 turns it off.
         token_file: hashes of the tokens that may ask; everybody may when absent.
         tls_cert: certificate chain, PEM.
         tls_key: its private key, PEM.

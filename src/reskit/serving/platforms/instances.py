@@ -120,9 +120,9 @@ def document_of(body: bytes) -> dict[str, Any]:
 
 
 async def _outputs(service: Service, name: str, version: str, instances: Sequence[Any]) -> list[Any]:
-    """Return the network's outputs for the pixels of examples, one an example."""
+    """Return the network's outputs for raw input, one an example."""
     (spec,) = service.models.get(name, version).predictor.signature.inputs
-    request = InferRequest(inputs={spec.name: _pixels(spec, instances)})
+    request = InferRequest(inputs={spec.name: _raw(spec, instances)})
     outputs = (await service.infer(name, version, request, "rest")).outputs
     for output in outputs:
         if not np.isfinite(output.array).all():
@@ -133,7 +133,7 @@ async def _outputs(service: Service, name: str, version: str, instances: Sequenc
     return [{one.name: one.array[row].tolist() for one in outputs} for row in range(len(instances))]
 
 
-def _pixels(spec: TensorSpec, instances: Sequence[Any]) -> np.ndarray:
+def _raw(spec: TensorSpec, instances: Sequence[Any]) -> np.ndarray:
     shape: list[int] = []
     inside: Any = instances
     while isinstance(inside, list) and len(shape) < 8:

@@ -108,7 +108,7 @@ def _add_sagemaker(app: FastAPI, service: Service, platform: Platform) -> None:
 
     @app.post("/invocations", tags=["sagemaker"], openapi_extra=_ANY, responses=_ANSWERS)
     async def invocations(request: Request) -> Response:
-        """Ask the model: an image, or JSON with instances or the protocol's tensors."""
+        """Ask the model: an example, or JSON with instances or the protocol's tensors."""
         async with bodies.read(request) as body:
             return await answer(service, "", body, request.headers)
 
@@ -220,7 +220,7 @@ def _add_vertex(app: FastAPI, service: Service, platform: Platform) -> None:
 
     @app.post(platform.predict_route, tags=["vertex"], openapi_extra=_JSON, responses=_PREDICTIONS)
     async def predictions(request: Request) -> Response:
-        """Answer instances, images in base64 or pixels, with predictions."""
+        """Answer instances, examples or raw input, with predictions."""
         async with bodies.read(request) as body:
             answered = await answer_instances(service, "", document_of(body))
         if platform.deployed_model_id is not None:
@@ -239,6 +239,6 @@ def _add_azureml(app: FastAPI, service: Service, _: Platform) -> None:
 
     @app.post("/score", tags=["azureml"], openapi_extra=_ANY, responses=_ANSWERS)
     async def score(request: Request) -> Response:
-        """Ask the model: an image, or JSON with instances or the protocol's tensors."""
+        """Ask the model: an example, or JSON with instances or the protocol's tensors."""
         async with bodies.read(request) as body:
             return await answer(service, "", body, request.headers)

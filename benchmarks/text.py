@@ -1,4 +1,4 @@
-"""Sentiment of sentences (SST-2): networks for words and characters beside a bag of words; their engines.
+"""Sentiment of sentences (SST-2): words by a network, its plain twin and a bag of words; its engines.
 
 The peer is scikit-learn's: words and pairs of them weighed by TF-IDF, logistic regression; which of the
 two and how strongly it is regularised is chosen on the development split. The recipe for words was
@@ -24,7 +24,6 @@ LABELS = {"0": "negative", "1": "positive"}
 RECIPES = {
     "words": ("text-words", []),
     "words_without_shortcuts": ("text-words", ["model.arguments={residual: false}"]),
-    "characters": ("text-characters", []),
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from served import Running
+from served import RATE, Running, wav
 
 CLIENTS = Path(__file__).parent / "clients"
 
@@ -104,3 +104,66 @@ def client() -> Callable[..., Any]:
         return json.loads(done.stdout)
 
     return run
+
+
+def write_random(folder: Path, task: Any, examples: list[Any]) -> Path:
+    """Write a bundle with random weights."""
+    import torch
+
+    import reskit
+
+    decided = task.decided() if task.takes == "table" else {}
+    names = {"text": "text_resnet8", "table": "tabular_resnet", "audio": "cifar_resnet8"}
+    torch.manual_seed(0)
+    model = reskit.create_model(
+        names[task.takes], num_classes=2, in_channels=task.preprocess.channels, **decided
+    )
+    samples = torch.stack([task.read(example) for example in examples])
+    reskit.Bundle.write(folder, task=task, model=model, metrics={}, provenance={}, samples=samples)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Bundles that take texts, rows and recordings."""
+    from reskit.data.audio import AudioPreprocess
+    from reskit.data.tables import TablePreprocess
+    from reskit.data.texts import TextPreprocess
+    from reskit.tasks import TASKS
+
+    folder = tmp_path_factory.mktemp("bundles")
+    texts = ["a fine film", "a dull film", "what is it"]
+    words = TextPreprocess.learned(texts, unit="word")
+    columns = TablePreprocess.learned({"amount": [1, 2, 300], "country": ["fr", "de", "fr"]})
+    sound = AudioPreprocess(
+        size=(16, 26),
+        rate=RATE,
+        seconds=0.25,
+        window=100,
+        hop=40,
+        low=20,
+        high=2000,
+        channels=1,
+        mean=(0.5,),
+        std=(0.5,),
+    )
+    labels = ["no", "yes"]
+    return {
+        "words": write_random(folder / "words", TASKS.get("text")(preprocess=words, labels=labels), texts),
+        "rows": write_random(
+            folder / "rows",
+            TASKS.get("tabular")(preprocess=columns, labels=labels),
+            [{"amount": 1, "country": "fr"}] * 4,
+        ),
+        "speech": write_random(
+            folder / "speech", TASKS.get("audio")(preprocess=sound, labels=labels), [wav()] * 4
+        ),
+    }
+
+
+@pytest.fixture(scope="session")
+def three(bundles: dict[str, Path]) -> Iterator[Running]:
+    """A server of them all, that tests only ask."""
+    running = Running(list(bundles.items()), max_body_mib=2.0)
+    yield running
+    running.stop()

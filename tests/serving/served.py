@@ -16,6 +16,10 @@ from PIL import Image
 
 from reskit.serving import Server, Settings
 
+RATE = 4000
+"""Of recordings."""
+ROWS = "amount,country\n1,fr\n250,de\n3,it\n"
+
 
 class Reply(NamedTuple):
     """What REST answered."""
@@ -115,4 +119,14 @@ def png(image: np.ndarray) -> bytes:
     """Return one image, uint8 `(1, H, W)`, as a file."""
     held = io.BytesIO()
     Image.fromarray(image[0]).save(held, format="PNG")
+    return held.getvalue()
+
+
+def wav(hertz: float = 500.0, **how: str) -> bytes:
+    """Return a tone as a file."""
+    import soundfile
+
+    held = io.BytesIO()
+    samples = 0.5 * np.sin(2 * np.pi * hertz * np.arange(RATE // 4) / RATE)
+    soundfile.write(held, samples, RATE, **{"format": "WAV", **how})
     return held.getvalue()

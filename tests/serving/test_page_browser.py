@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from served import Running, png
+from served import ROWS, Running, png, wav
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 
@@ -65,6 +65,45 @@ def test_an_image_is_dropped_and_answered(page: Any, shared: Running, images: np
     result.get_by_text("not an image").wait_for()  # errors are shown too
 
 
+def test_texts_rows_and_recordings_are_asked_about(page: Any, three: Running) -> None:
+    page.set_viewport_size({"width": 360, "height": 800})
+    page.goto(three.server.urls["rest"])
+    page.wait_for_function("() => window.htmx !== undefined")
+    result = page.locator("#result")
+
+    def choose(model: str, control: str) -> None:
+        page.get_by_label("Model", exact=True).select_option(model)
+        page.get_by_label(control, exact=True).wait_for()
+        page.wait_for_function("() => !document.querySelector('.htmx-added')")
+
+    choose("words", "Text")
+    page.get_by_label("Grad-CAM").check()
+    page.get_by_label("Text", exact=True).focus()
+    page.keyboard.type("a fine <b>film</b>")
+    page.get_by_role("button", name="Ask words").press("Enter")
+    result.get_by_text("% sure").wait_for()
+    assert result.locator(".seen .heat4").count() >= 1
+    assert "what you wrote: answered in" in result.inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+    choose("rows", "Rows")
+    file = {"name": "rows.csv", "mimeType": "text/csv", "buffer": ROWS.encode()}
+    page.get_by_label("Or a file", exact=True).set_input_files(file)  # no button: choosing asks
+    result.get_by_role("rowheader", name="rows.csv row 3").wait_for()
+    page.get_by_label("Or a file", exact=True).set_input_files([])
+    page.get_by_label("Rows", exact=True).fill("amount,country\nmuch,fr\n2,fr\n")
+    page.get_by_role("button", name="Ask rows").click()
+    result.get_by_text("'amount' is 'much'").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+    choose("speech", "Recording")
+    page.get_by_label("Grad-CAM").check()
+    file = {"name": "one.wav", "mimeType": "audio/wav", "buffer": wav()}
+    page.get_by_label("Recording", exact=True).set_input_files(file)
+    result.get_by_role("img").nth(1).wait_for()
+    assert all(image.evaluate("image => image.naturalWidth") > 0 for image in result.get_by_role("img").all())
+
+
 def test_all_is_done_by_keyboard_and_the_charts_go_on(
     page: Any, running: Callable[..., Running], bundle: Path, images: np.ndarray, tmp_path: Path
 ) -> None:
@@ -88,7 +127,7 @@ def test_all_is_done_by_keyboard_and_the_charts_go_on(
     page.get_by_label("Model", exact=True).focus()
     page.keyboard.press("ArrowDown")
     page.get_by_role("button", name="Ask two").wait_for()
-    page.wait_for_function("!document.querySelector('.htmx-added')")  # htmx listens to what it has put there
+    page.wait_for_function("() => !document.querySelector('.htmx-added')")  # htmx listens to what it has put there
     file = {"name": "a.png", "mimeType": "image/png", "buffer": png(images[0])}
     page.get_by_label("Image", exact=True).set_input_files(file)
     heading = page.locator("#result h2")
@@ -111,7 +150,7 @@ def test_a_service_that_is_gone_is_told(
 ) -> None:
     server = running([("digits", bundle)])
     page.goto(server.server.urls["rest"])
-    page.wait_for_function("window.htmx !== undefined")
+    page.wait_for_function("() => window.htmx !== undefined")
     server.stop()
     file = {"name": "a.png", "mimeType": "image/png", "buffer": png(images[0])}
     page.get_by_label("Image", exact=True).set_input_files(file)

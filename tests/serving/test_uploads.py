@@ -6,84 +6,18 @@ import base64
 import io
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
-import torch
-from served import Reply, Running
+from served import RATE, ROWS, Reply, Running, wav
 
 import reskit
-from reskit.data.audio import AudioPreprocess
-from reskit.data.tables import TablePreprocess
-from reskit.data.texts import TextPreprocess
 from reskit.serving.platforms.environment import Platform
 from reskit.serving.uploads import MOST_ROWS, Sent
-from reskit.tasks import TASKS, Task
-from reskit.tasks.tabular import Tabular
-
-RATE = 4000
-ROWS = "amount,country\n1,fr\n250,de\n3,it\n"
-
-
-def write(folder: Path, task: Task, examples: list[Any]) -> Path:
-    """Write a bundle with random weights."""
-    decided = task.decided() if isinstance(task, Tabular) else {}
-    names = {"text": "text_resnet8", "table": "tabular_resnet", "audio": "cifar_resnet8"}
-    torch.manual_seed(0)
-    model = reskit.create_model(
-        names[task.takes], num_classes=2, in_channels=task.preprocess.channels, **decided
-    )
-    samples = torch.stack([task.read(example) for example in examples])
-    reskit.Bundle.write(folder, task=task, model=model, metrics={}, provenance={}, samples=samples)
-    return folder
-
-
-def wav(hertz: float = 500.0, **how: str) -> bytes:
-    held = io.BytesIO()
-    samples = 0.5 * np.sin(2 * np.pi * hertz * np.arange(RATE // 4) / RATE)
-    soundfile.write(held, samples, RATE, **{"format": "WAV", **how})
-    return held.getvalue()
-
-
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("bundles")
-    texts = ["a fine film", "a dull film", "what is it"]
-    words = TextPreprocess.learned(texts, unit="word")
-    columns = TablePreprocess.learned({"amount": [1, 2, 300], "country": ["fr", "de", "fr"]})
-    sound = AudioPreprocess(
-        size=(16, 26),
-        rate=RATE,
-        seconds=0.25,
-        window=100,
-        hop=40,
-        low=20,
-        high=2000,
-        channels=1,
-        mean=(0.5,),
-        std=(0.5,),
-    )
-    labels = ["no", "yes"]
-    return {
-        "words": write(folder / "words", TASKS.get("text")(preprocess=words, labels=labels), texts),
-        "rows": write(
-            folder / "rows",
-            TASKS.get("tabular")(preprocess=columns, labels=labels),
-            [{"amount": 1, "country": "fr"}] * 4,
-        ),
-        "speech": write(folder / "speech", TASKS.get("audio")(preprocess=sound, labels=labels), [wav()] * 4),
-    }
-
-
-@pytest.fixture(scope="module")
-def three(bundles: dict[str, Path]) -> Iterator[Running]:
-    running = Running(list(bundles.items()), max_body_mib=2.0)
-    yield running
-    running.stop()
 
 
 def send(server: Running, model: str, body: bytes | str, kind: str = "") -> Reply:

@@ -127,7 +127,8 @@ def test_all_is_done_by_keyboard_and_the_charts_go_on(
     page.get_by_label("Model", exact=True).focus()
     page.keyboard.press("ArrowDown")
     page.get_by_role("button", name="Ask two").wait_for()
-    page.wait_for_function("() => !document.querySelector('.htmx-added')")  # htmx listens to what it has put there
+    # htmx listens to what it has put there
+    page.wait_for_function("() => !document.querySelector('.htmx-added')")
     file = {"name": "a.png", "mimeType": "image/png", "buffer": png(images[0])}
     page.get_by_label("Image", exact=True).set_input_files(file)
     heading = page.locator("#result h2")

@@ -73,7 +73,7 @@ def test_many_may_ask_while_it_answers(bundle: reskit.Bundle) -> None:
 
 
 def test_other_tasks_are_refused(bundle: reskit.Bundle) -> None:
-    other: Any = SimpleNamespace(task=SimpleNamespace(name="denoise"))
+    other: Any = SimpleNamespace(task=SimpleNamespace(name="denoise", explains=False))
     with pytest.raises(ModelError, match="denoise has no classes"):
         grad_cam(other, bundle.samples["samples"][0], 0)
 

@@ -420,7 +420,7 @@ def test_a_decoder_that_breaks_in_its_own_way_is_a_row(
     )
     assert [row["error"] for row in rows] == [
         None,
-        "cannot read image inputs[1]: RuntimeError: out of memory",
+        "cannot read inputs[1]: RuntimeError: out of memory",
         None,
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -42,15 +43,15 @@ class TextSplit(LabelledSplit):
             except DataError:
                 continue
 
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Words and signs of each text that can be read."""
+        return [sum(1 for _ in WORD.finditer(text)) for text in self.texts()]
+
     @staticmethod
     def measured(splits: Sequence[Split]) -> dict[str, Any]:
         """See `Split.measured`."""
-        lengths = [
-            sum(1 for _ in WORD.finditer(text))
-            for split in splits
-            if isinstance(split, TextSplit)
-            for text in split.texts()
-        ]
+        lengths = [length for split in splits if isinstance(split, TextSplit) for length in split.lengths]
         if not lengths:
             raise DataError("the data hold no text")
         return {

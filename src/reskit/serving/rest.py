@@ -21,12 +21,11 @@ from reskit.serving.bodies import Bodies, compress, uploads_of
 from reskit.serving.faults import BadRequestError, ServingError, headers_of
 from reskit.serving.openapi import answers, describe_errors, health
 from reskit.serving.page import add_page, credentials_of, is_of_page, sign_in_page
-from reskit.serving.platforms.instances import LENGTH, document_of, sent_of
+from reskit.serving.platforms.instances import LENGTH, document_of, instances_of, sent_of
 from reskit.serving.platforms.routes import add_platform, open_routes
 from reskit.serving.protocol import InferBody, infer_request, infer_response
 from reskit.serving.records import Record, note_failure
 from reskit.serving.service import Service
-from reskit.serving.uploads import Sent
 
 __all__ = ["make_app"]
 
@@ -273,7 +272,7 @@ def _add_inference(app: FastAPI, service: Service, bodies: Bodies) -> None:
         """Ask a model about images, recordings, texts or rows: labels, or whatever its task answers."""
         async with bodies.read(request) as body:
             if request.headers.get("content-type", "").lower().startswith("application/json"):
-                sent = _instances(document_of(body))
+                sent = sent_of(instances_of(document_of(body)))
             else:
                 sent = await uploads_of(body, request.headers)
             answer = await service.predict(model, version, sent, pictures=pictures)
@@ -292,13 +291,6 @@ def _body_of(model: Any) -> dict[str, Any]:
         return [inlined(item) for item in value] if isinstance(value, list) else value
 
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": inlined(schema)}}}}
-
-
-def _instances(document: dict[str, Any]) -> list[Sent]:
-    instances = document.get("instances")
-    if not isinstance(instances, list) or not instances:
-        raise BadRequestError("'instances' must be a list that is not empty")
-    return sent_of(instances)
 
 
 _FILE = {"type": "string", "format": "binary"}

@@ -26,7 +26,7 @@ from reskit.serving.protocol import (
 from reskit.serving.service import Service
 from reskit.serving.uploads import Sent
 
-__all__ = ["LENGTH", "answer", "answer_instances", "document_of", "sent_of"]
+__all__ = ["LENGTH", "answer", "answer_instances", "document_of", "instances_of", "sent_of"]
 
 LENGTH = "inference-header-content-length"
 _MOST = 64
@@ -82,15 +82,25 @@ async def answer_instances(service: Service, name: str, document: dict[str, Any]
     Raises:
         ServingError: it is malformed, does not fit the model, or could not be answered.
     """
-    instances, parameters = document.get("instances"), document.get("parameters") or {}
-    if not isinstance(instances, list) or not instances:
-        raise BadRequestError(f"'instances' must be a list that is not empty: {_FORMS}")
+    instances, parameters = instances_of(document), document.get("parameters") or {}
     model, version, pictures = _parameters(parameters)
     if isinstance(instances[0], list):
         return {"predictions": await _outputs(service, service.one(name or model), version, instances)}
     sent = sent_of(instances)
     answered = await service.predict(name or model, version, sent, pictures=pictures)
     return {"predictions": answered["predictions"]}
+
+
+def instances_of(document: dict[str, Any]) -> list[Any]:
+    """Return the instances of a document.
+
+    Raises:
+        BadRequestError: there are none.
+    """
+    instances = document.get("instances")
+    if not isinstance(instances, list) or not instances:
+        raise BadRequestError(f"'instances' must be a list that is not empty: {_FORMS}")
+    return instances
 
 
 def sent_of(instances: Sequence[Any]) -> list[Sent]:
